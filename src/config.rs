@@ -1,0 +1,73 @@
+//! The configuration: TOML files, then environment, then flags; later ones win.
+//!
+//! One section per file; its doc comments are the operator's manual. What [`load`] returns is valid: every
+//! mistake is found at load, all of them at once, each with file, key and reason. Secrets are looked up here
+//! too, and never printed.
+
+mod admin;
+mod agents;
+mod callbacks;
+mod clients;
+mod egress;
+mod endpoints;
+mod gateway;
+mod load;
+mod nats;
+mod sources;
+mod streams;
+mod telemetry;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use admin::Admin;
+pub use agents::Agent;
+pub use callbacks::{AllowedUrl, Callbacks};
+pub use clients::Client;
+pub use egress::Egress;
+pub use endpoints::{AgentPattern, Endpoint, SignatureForm};
+pub use gateway::Gateway;
+pub(crate) use load::nearest;
+pub use load::{Layers, Mistake, Mistakes, load};
+pub use nats::{Nats, Tls, Urls};
+pub use sources::{Source, Verify};
+pub use streams::{Limits, Stream, StreamKind, Streams};
+pub use telemetry::{LogFormat, Telemetry};
+pub(crate) use validate::HEADER_ROOM;
+pub use validate::warnings;
+
+use crate::event::Name;
+
+/// Everything that an operator can say.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long a stopping process may take to finish what it holds.
+    pub shutdown_grace: Duration,
+    /// The NATS servers.
+    pub nats: Nats,
+    /// What the streams keep.
+    pub streams: Streams,
+    /// Webhooks coming in.
+    pub gateway: Gateway,
+    /// Health and metrics.
+    pub admin: Admin,
+    /// Senders of webhooks.
+    pub sources: BTreeMap<Name, Source>,
+    /// Agents with a durable consumer.
+    pub agents: BTreeMap<Name, Agent>,
+    /// Named HTTP destinations.
+    pub endpoints: BTreeMap<Name, Endpoint>,
+    /// Destinations whose URL comes with a message.
+    pub callbacks: Callbacks,
+    /// HTTP clients that may delegate tasks.
+    pub clients: BTreeMap<Name, Client>,
+    /// Webhooks going out.
+    pub egress: Egress,
+    /// Logs and traces.
+    pub telemetry: Telemetry,
+}
+
+fn default_shutdown_grace() -> Duration {
+    Duration::from_secs(20)
+}

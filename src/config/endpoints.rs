@@ -1,0 +1,124 @@
+//! `[endpoints.<name>]`
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use url::Url;
+
+use crate::event::Name;
+use crate::secret::SecretRef;
+use crate::signature::{KeyForm, Preset, Scheme, preset};
+
+/// A named HTTP destination.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Where deliveries go.
+    pub url: Url,
+    /// The secrets that sign. All of them do, which is what makes rotation possible.
+    #[serde(default)]
+    pub secrets: Vec<SecretRef>,
+    /// How deliveries are signed. Write `[]` for an endpoint that wants none.
+    #[serde(default = "default_signatures")]
+    pub signatures: Vec<SignatureForm>,
+    /// The outbox subjects that go here without being asked to: fan-out.
+    #[serde(default)]
+    pub subjects: Vec<String>,
+    /// The agents that may use the endpoint; `"*"` is every agent.
+    #[serde(default = "any_agent")]
+    pub agents: Vec<AgentPattern>,
+    /// Headers that every delivery carries.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// The name of an agent, or `*` for all.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum AgentPattern {
+    /// Every agent.
+    Any,
+    /// This agent.
+    Named(Name),
+}
+
+/// How an outgoing request is signed.
+#[derive(Clone, Debug)]
+pub enum SignatureForm {
+    /// `"standard-webhooks"`: `webhook-signature` over id, timestamp and body.
+    StandardWebhooks,
+    /// `"x-signature"`: `X-Signature: sha256=<hex HMAC-SHA256 of the body>`.
+    XSignature,
+    /// A table in the language of `[sources.X.verify]`: any header name and form.
+    Custom(Box<Scheme>),
+}
+
+impl AgentPattern {
+    /// Whether the agent of this name is meant.
+    pub fn allows(&self, agent: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Named(name) => name.as_str() == agent,
+        }
+    }
+}
+
+impl TryFrom<String> for AgentPattern {
+    type Error = crate::event::name::NameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text == "*" { Ok(Self::Any) } else { text.parse().map(Self::Named) }
+    }
+}
+
+impl SignatureForm {
+    /// The scheme that this form stands for. A `whsec_` secret signs as its base64 value in either form.
+    pub fn scheme(&self) -> Option<Scheme> {
+        match self {
+            Self::StandardWebhooks => preset::find("standard-webhooks").map(|preset: Preset| preset.verify),
+            Self::XSignature => preset::find("github").map(|preset| Scheme {
+                header: http::HeaderName::from_static("x-signature"),
+                separator: Some(", ".to_owned()),
+                key: KeyForm::Whsec,
+                ..preset.verify
+            }),
+            Self::Custom(scheme) => Some((**scheme).clone()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SignatureForm {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = SignatureForm;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("`\"standard-webhooks\"`, `\"x-signature\"` or a table that describes a signature")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SignatureForm, E> {
+                match text {
+                    "standard-webhooks" => Ok(SignatureForm::StandardWebhooks),
+                    "x-signature" => Ok(SignatureForm::XSignature),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, map: M) -> Result<SignatureForm, M::Error> {
+                let scheme = Scheme::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(SignatureForm::Custom(Box::new(scheme)))
+            }
+        }
+        value.deserialize_any(Visitor)
+    }
+}
+
+pub(super) fn default_signatures() -> Vec<SignatureForm> {
+    vec![SignatureForm::StandardWebhooks]
+}
+
+pub(super) fn any_agent() -> Vec<AgentPattern> {
+    vec![AgentPattern::Any]
+}

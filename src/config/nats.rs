@@ -1,0 +1,89 @@
+//! `[nats]`
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::event::Name;
+use crate::secret::SecretRef;
+
+/// The NATS servers: the only thing that Hookbridge needs beside itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nats {
+    /// Where to connect, for example `nats://nats:4222`; several servers of one cluster as a list.
+    pub url: Urls,
+    /// Copies of every stream and bucket: 1, 3 or 5.
+    pub replicas: usize,
+    /// Put in front of every subject, stream and bucket, so that several Hookbridges can share an account.
+    #[serde(deserialize_with = "optional_name")]
+    pub prefix: Option<Name>,
+    /// A credentials file (JWT and seed).
+    pub credentials: Option<PathBuf>,
+    /// The seed of an nkey.
+    pub nkey: Option<SecretRef>,
+    /// User name; needs `password`.
+    pub user: Option<String>,
+    /// The password of `user`.
+    pub password: Option<SecretRef>,
+    /// An authentication token.
+    pub token: Option<SecretRef>,
+    /// TLS beyond what the URL asks for.
+    pub tls: Tls,
+}
+
+/// `[nats.tls]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Refuse a connection without TLS.
+    pub required: bool,
+    /// Certificate authorities (PEM) beside the system's.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate chain (PEM); needs `key`.
+    pub certificate: Option<PathBuf>,
+    /// The key of `certificate` (PEM).
+    pub key: Option<PathBuf>,
+}
+
+/// One URL or a list of them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Urls {
+    /// One server.
+    One(String),
+    /// Several servers of one cluster.
+    Many(Vec<String>),
+}
+
+impl Urls {
+    /// The URLs in the order given.
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(url) => std::slice::from_ref(url),
+            Self::Many(urls) => urls,
+        }
+    }
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: Urls::One("nats://localhost:4222".to_owned()),
+            replicas: 1,
+            prefix: None,
+            credentials: None,
+            nkey: None,
+            user: None,
+            password: None,
+            token: None,
+            tls: Tls::default(),
+        }
+    }
+}
+
+/// An empty text is no name.
+fn optional_name<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Name>, D::Error> {
+    let text = String::deserialize(value)?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(serde::de::Error::custom) }
+}

@@ -1,0 +1,375 @@
+//! What can be read and still cannot work.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use url::Url;
+
+use super::load::{Mistake, nearest};
+use super::{AllowedUrl, Config, Endpoint, SignatureForm, Source, StreamKind, Verify};
+use crate::event::subject;
+use crate::secret::{KeyRing, SecretRef};
+use crate::signature::{Scheme, preset};
+
+/// Room for the headers of a message beside its body, under the server's `max_payload`.
+pub(crate) const HEADER_ROOM: u64 = 64 * 1024;
+
+/// Headers that Hookbridge writes itself, or that frame the request.
+const OWN_HEADERS: [&str; 8] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "webhook-id",
+    "webhook-timestamp",
+    "webhook-signature",
+    "user-agent",
+];
+
+/// Collects mistakes under a key.
+struct Findings(Vec<Mistake>);
+
+impl Findings {
+    fn add(&mut self, key: impl Into<String>, reason: impl Into<String>) {
+        self.0.push(Mistake { origin: None, key: key.into(), reason: reason.into() });
+    }
+}
+
+/// Everything that cannot work, in the order of the manual.
+pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
+    let mut findings = Findings(Vec::new());
+    nats(config, &mut findings);
+    streams(config, &mut findings);
+    gateway(config, &mut findings);
+    for (name, source) in &config.sources {
+        self::source(name.as_str(), source, &mut findings);
+    }
+    for (name, agent) in &config.agents {
+        for events in
+            agent.events.iter().filter(|events| !subject::is_pattern(events) || !events.starts_with("events."))
+        {
+            findings
+                .add(format!("agents.{name}.events"), format!("`{events}` is not a pattern over `events.…` subjects"));
+        }
+    }
+    for (name, endpoint) in &config.endpoints {
+        self::endpoint(&format!("endpoints.{name}"), endpoint, config.egress.allow_http, &mut findings);
+    }
+    callbacks(config, &mut findings);
+    for (name, client) in &config.clients {
+        if client.token.is_some() == !client.secrets.is_empty() {
+            findings.add(format!("clients.{name}"), "needs either `token` or `secrets`");
+        }
+        client
+            .token
+            .iter()
+            .chain(&client.secrets)
+            .for_each(|secret| check_secret(&format!("clients.{name}"), secret, &mut findings));
+    }
+    egress(config, &mut findings);
+    if let Some(token) = &config.admin.token {
+        check_secret("admin.token", token, &mut findings);
+    }
+    findings.0
+}
+
+fn nats(config: &Config, findings: &mut Findings) {
+    let nats = &config.nats;
+    if nats.url.as_slice().is_empty() {
+        findings.add("nats.url", "names no server");
+    }
+    for url in nats.url.as_slice() {
+        if let Some(problem) = nats_url_problem(url) {
+            findings.add("nats.url", format!("`{}` is not a NATS URL: {problem}", without_userinfo(url)));
+        }
+    }
+    if ![1, 3, 5].contains(&nats.replicas) {
+        findings.add("nats.replicas", "must be 1, 3 or 5");
+    }
+    let ways = [nats.credentials.is_some(), nats.nkey.is_some(), nats.user.is_some(), nats.token.is_some()];
+    if ways.iter().filter(|way| **way).count() > 1 {
+        findings.add("nats", "has more than one way to authenticate: use one of credentials, nkey, user and token");
+    }
+    if nats.user.is_some() != nats.password.is_some() {
+        findings.add("nats", "`user` and `password` need each other");
+    }
+    if nats.tls.certificate.is_some() != nats.tls.key.is_some() {
+        findings.add("nats.tls", "`certificate` and `key` need each other");
+    }
+    for (key, secret) in [("nats.nkey", &nats.nkey), ("nats.password", &nats.password), ("nats.token", &nats.token)] {
+        secret.iter().for_each(|secret| check_secret(key, secret, findings));
+    }
+    let tls = &nats.tls;
+    for (key, path) in [
+        ("nats.credentials", &nats.credentials),
+        ("nats.tls.ca", &tls.ca),
+        ("nats.tls.certificate", &tls.certificate),
+        ("nats.tls.key", &tls.key),
+    ] {
+        if let Some(path) = path.as_ref().filter(|path| !path.is_file()) {
+            findings.add(key, format!("no such file: {}", path.display()));
+        }
+    }
+}
+
+/// Why a NATS URL cannot be used, if it cannot.
+fn nats_url_problem(url: &str) -> Option<String> {
+    match with_scheme(url).parse::<Url>() {
+        Err(error) => Some(error.to_string()),
+        Ok(url) if !matches!(url.scheme(), "nats" | "tls") => {
+            Some(format!("scheme `{}` is not nats or tls", url.scheme()))
+        }
+        Ok(url) if url.host_str().is_none_or(str::is_empty) => Some("it names no host".to_owned()),
+        Ok(_) => None,
+    }
+}
+
+fn with_scheme(url: &str) -> String {
+    if url.contains("://") { url.to_owned() } else { format!("nats://{url}") }
+}
+
+fn without_userinfo(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, host)| host)
+}
+
+fn streams(config: &Config, findings: &mut Findings) {
+    let retry = config.streams.table(StreamKind::Retry);
+    if retry.max_age.is_some() || retry.max_messages.is_some() {
+        findings.add("streams.retry", "only `max_bytes` can be set: any other limit would lose a waiting delivery");
+    }
+    if retry.max_bytes.is_some() {
+        findings.add(
+            "streams.retry.max_bytes",
+            "a full RETRY stream drops its oldest waiting delivery; leave it out and watch its size instead",
+        );
+    }
+    for kind in StreamKind::ALL {
+        let limits = config.streams.limits(kind);
+        let table = format!("streams.{}", kind.name().to_lowercase());
+        if limits.max_age.is_some_and(|age| age < limits.duplicate_window) {
+            findings.add(
+                format!("{table}.max_age"),
+                "is shorter than `duplicate_window`: a repeat would be recognised only as long as the message is kept",
+            );
+        }
+        if limits.max_bytes == Some(0) || limits.max_messages == Some(0) {
+            findings.add(table, "a limit of 0 keeps nothing");
+        }
+    }
+}
+
+fn gateway(config: &Config, findings: &mut Findings) {
+    let gateway = &config.gateway;
+    if gateway.max_body.as_u64() == 0 {
+        findings.add("gateway.max_body", "a limit of 0 refuses every webhook with a body");
+    }
+    if gateway.max_headers.as_u64() > HEADER_ROOM || gateway.max_headers.as_u64() < 1024 {
+        findings.add("gateway.max_headers", "must be between 1 KiB and 64 KiB");
+    }
+    if gateway.max_in_flight < gateway.max_body {
+        findings.add("gateway.max_in_flight", "is smaller than `max_body`: the largest webhook could never be taken");
+    }
+    if gateway.max_connections == 0 {
+        findings.add("gateway.max_connections", "must be at least 1");
+    }
+    for (key, timeout) in [
+        ("gateway.header_timeout", gateway.header_timeout),
+        ("gateway.body_timeout", gateway.body_timeout),
+        ("gateway.request_timeout", gateway.request_timeout),
+        ("gateway.publish_timeout", gateway.publish_timeout),
+    ] {
+        if timeout.is_zero() {
+            findings.add(key, "a time limit of 0 refuses everything");
+        }
+    }
+}
+
+fn source(name: &str, source: &Source, findings: &mut Findings) {
+    let table = format!("sources.{name}");
+    if name == "callbacks" || name.starts_with('_') {
+        findings.add(&table, "the name is reserved");
+    }
+    let scheme = match (&source.preset, &source.verify) {
+        (Some(_), Some(_)) => {
+            return findings
+                .add(&table, "has both `preset` and `verify`; one of them says how requests prove themselves");
+        }
+        (None, None) => {
+            return findings.add(
+                &table,
+                "has neither `preset` nor `verify`; to take requests from anybody write verify = \"none\"",
+            );
+        }
+        (None, Some(Verify::None)) => None,
+        (None, Some(Verify::Scheme(scheme))) => Some((**scheme).clone()),
+        (Some(name), None) => match preset::find(name) {
+            Some(preset) => Some(preset.verify),
+            None => {
+                let reason = match nearest(name, preset::names()) {
+                    Some(near) => format!("no preset `{name}`, did you mean `{near}`?"),
+                    None => format!("no preset `{name}`; there are {}", preset::names().collect::<Vec<_>>().join(", ")),
+                };
+                return findings.add(format!("{table}.preset"), reason);
+            }
+        },
+    };
+    if let Some(token) = &source.path_token {
+        check_secret(&format!("{table}.path_token"), token, findings);
+    }
+    if source.dedupe_hash_window.as_secs() == 0 {
+        findings.add(format!("{table}.dedupe_hash_window"), "must be at least 1s");
+    }
+    let Some(scheme) = scheme else {
+        if !source.secrets.is_empty() {
+            findings.add(format!("{table}.secrets"), "verify = \"none\" uses no secret");
+        }
+        return;
+    };
+    if source.secrets.is_empty() {
+        findings.add(format!("{table}.secrets"), "has none; without a secret no signature can be checked");
+    }
+    if let Err(error) = scheme.validate(source.id_place().as_ref()) {
+        findings.add(format!("{table}.verify.{}", error.key), error.reason);
+    }
+    check_keys(&format!("{table}.secrets"), &source.secrets, &scheme, findings);
+}
+
+fn endpoint(table: &str, endpoint: &Endpoint, allow_http: bool, findings: &mut Findings) {
+    match endpoint.url.scheme() {
+        "https" => {}
+        "http" if allow_http => {}
+        "http" => findings.add(format!("{table}.url"), "is http; use https, or set egress.allow_http = true"),
+        other => findings.add(format!("{table}.url"), format!("scheme `{other}` is not http or https")),
+    }
+    if !endpoint.url.username().is_empty() || endpoint.url.password().is_some() {
+        findings.add(format!("{table}.url"), "carries a user name; say it in `headers`, where it is not printed");
+    }
+    signatures(table, &endpoint.signatures, &endpoint.secrets, findings);
+    for pattern in
+        endpoint.subjects.iter().filter(|pattern| !subject::is_pattern(pattern) || !pattern.starts_with("outbox."))
+    {
+        findings.add(format!("{table}.subjects"), format!("`{pattern}` is not a pattern over `outbox.…` subjects"));
+    }
+    for (name, value) in &endpoint.headers {
+        let key = format!("{table}.headers.{name}");
+        match name.parse::<HeaderName>() {
+            Err(_) => findings.add(key, "is not a header name"),
+            Ok(parsed) if OWN_HEADERS.contains(&parsed.as_str()) => findings.add(key, "is set by Hookbridge itself"),
+            Ok(_) if HeaderValue::from_str(value).is_err() => {
+                findings.add(key, "has a value that a header cannot carry")
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+fn callbacks(config: &Config, findings: &mut Findings) {
+    let callbacks = &config.callbacks;
+    if !callbacks.allow.is_empty() {
+        signatures("callbacks", &callbacks.signatures, &callbacks.secrets, findings);
+    }
+}
+
+fn signatures(table: &str, forms: &[SignatureForm], secrets: &[SecretRef], findings: &mut Findings) {
+    if forms.is_empty() != secrets.is_empty() {
+        findings.add(
+            format!("{table}.secrets"),
+            "`signatures` and `secrets` need each other; write signatures = [] for a destination that wants none",
+        );
+    }
+    for form in forms {
+        let Some(scheme) = form.scheme() else { continue };
+        if let SignatureForm::Custom(scheme) = form {
+            let webhook_id = "header:webhook-id".parse().ok();
+            if let Err(error) = scheme.validate(webhook_id.as_ref()) {
+                findings.add(format!("{table}.signatures.{}", error.key), error.reason);
+            }
+        }
+        if scheme.separator.is_none() && secrets.len() > 1 {
+            findings.add(
+                format!("{table}.signatures"),
+                "a signature without `separator` carries one secret; there are several",
+            );
+        }
+        check_keys(&format!("{table}.secrets"), secrets, &scheme, findings);
+    }
+}
+
+fn egress(config: &Config, findings: &mut Findings) {
+    let egress = &config.egress;
+    if egress.timeout.is_zero() {
+        findings.add("egress.timeout", "a time limit of 0 refuses everything");
+    }
+    if egress.concurrency == 0 {
+        findings.add("egress.concurrency", "must be at least 1");
+    }
+    let attempts = u32::try_from(egress.retry.len()).unwrap_or(u32::MAX).saturating_add(1);
+    // Jitter lengthens a wait by up to a tenth, and every attempt may take its whole time.
+    let waits: Duration = egress.retry.iter().sum();
+    let longest = waits.saturating_mul(11) / 10 + egress.timeout.saturating_mul(attempts);
+    let kept = config.streams.limits(StreamKind::Outbox).max_age;
+    if let Some(kept) = kept.filter(|kept| longest > *kept) {
+        findings.add(
+            "egress.retry",
+            format!(
+                "may take {} and OUTBOX keeps a message for {}: shorten it, or lengthen streams.outbox.max_age",
+                humantime::format_duration(Duration::from_secs(longest.as_secs())),
+                humantime::format_duration(kept)
+            ),
+        );
+    }
+}
+
+fn check_secret(key: &str, secret: &SecretRef, findings: &mut Findings) {
+    if let Err(error) = secret.resolve() {
+        findings.add(key, error.to_string());
+    }
+}
+
+fn check_keys(key: &str, secrets: &[SecretRef], scheme: &Scheme, findings: &mut Findings) {
+    for secret in secrets {
+        let scheme = scheme.clone();
+        if let Err(error) = KeyRing::load(vec![secret.clone()], move |secret| scheme.key(secret)) {
+            findings.add(key, error.to_string());
+        }
+    }
+}
+
+/// What works and is still worth a word.
+pub fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if config.sources.is_empty() && config.endpoints.is_empty() && config.callbacks.allow.is_empty() {
+        warnings
+            .push("no source, endpoint or callback is configured: nothing comes in and nothing goes out".to_owned());
+    }
+    for (name, source) in &config.sources {
+        if matches!(source.verify, Some(Verify::None)) && source.path_token.is_none() {
+            warnings.push(format!(
+                "sources.{name}: takes requests from anybody (verify = \"none\"); a path_token would keep strangers out"
+            ));
+        }
+    }
+    let nats = &config.nats;
+    let authenticated =
+        nats.credentials.is_some() || nats.nkey.is_some() || nats.user.is_some() || nats.token.is_some();
+    let open = nats.url.as_slice().iter().filter(|url| !authenticated && !url.contains('@') && !is_loopback(url));
+    for url in open {
+        warnings.push(format!(
+            "nats.url: {url} is neither on loopback nor authenticated: whoever reaches it can publish as any agent"
+        ));
+    }
+    if !config.clients.is_empty() {
+        warnings.push("clients: tasks are not served by this version; the tables have no effect".to_owned());
+    }
+    if config.callbacks.allow.iter().any(AllowedUrl::is_any) {
+        warnings.push("callbacks.allow: \"*\" lets an agent send to any public address".to_owned());
+    }
+    warnings
+}
+
+fn is_loopback(url: &str) -> bool {
+    let Ok(url) = with_scheme(url).parse::<Url>() else { return false };
+    let Some(host) = url.host_str() else { return false };
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}

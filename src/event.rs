@@ -1,0 +1,16 @@
+//! What travels: names, subjects, ids and headers, valid by construction.
+//!
+//! Nothing here does I/O or reads a clock. The rules are the contract's: whoever publishes or subscribes
+//! beside Hookbridge relies on every one of them.
+
+pub mod cloud_event;
+pub mod headers;
+pub mod id;
+pub mod name;
+pub mod place;
+pub mod subject;
+pub mod trace;
+
+pub use headers::Headers;
+pub use name::Name;
+pub use place::Place;
