@@ -28,7 +28,7 @@ pub use clients::Client;
 pub use egress::Egress;
 pub use endpoints::{AgentPattern, Endpoint, SignatureForm};
 pub use gateway::Gateway;
-pub(crate) use load::nearest;
+pub(crate) use load::{DEFAULT_FILE, nearest};
 pub use load::{Layers, Mistake, Mistakes, load};
 pub use nats::{Nats, Tls, Urls};
 pub use sources::{Source, Verify};

@@ -1,7 +1,26 @@
-//! x
+//! Hookbridge, the bridge between HTTP webhooks and AI agents on NATS.
+//!
+//! Two roles share nothing but the streams: the **gateway** verifies incoming webhooks and publishes them to
+//! JetStream ([`ingress`]), the **courier** turns agents' outbox messages into signed outbound webhooks
+//! ([`egress`]). What travels is in [`event`]; how requests prove themselves in [`signature`]; everything that
+//! talks to NATS in [`broker`]; what an operator can say in [`config`]. [`app`] puts the parts together, and
+//! [`cli`] is the command line.
+//!
+//! ARCHITECTURE.md has the map, the invariants, and who may import whom.
+
+mod admin;
+pub mod app;
+mod broker;
+pub mod cli;
 pub mod clock;
 pub mod config;
+mod demo;
+mod egress;
 pub mod event;
+mod ingress;
 mod lifecycle;
+mod listener;
 pub mod secret;
 pub mod signature;
+mod telemetry;
+mod tls;

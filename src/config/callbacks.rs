@@ -1,5 +1,6 @@
 //! `[callbacks]`
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -92,6 +93,18 @@ impl FromStr for AllowedUrl {
         }
         let (scheme, port, path) = (url.scheme().to_owned(), url.port_or_known_default(), url.path().to_owned());
         Ok(Self(Some(Prefix { scheme, labels, port, path })))
+    }
+}
+
+impl fmt::Display for AllowedUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(prefix) = &self.0 else { return formatter.write_str("*") };
+        let host = prefix.labels.join(".").replace(STAR_LABEL, "*");
+        let default = if prefix.scheme == "https" { 443 } else { 80 };
+        match prefix.port.filter(|port| *port != default) {
+            Some(port) => write!(formatter, "{}://{host}:{port}{}", prefix.scheme, prefix.path),
+            None => write!(formatter, "{}://{host}{}", prefix.scheme, prefix.path),
+        }
     }
 }
 

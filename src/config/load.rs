@@ -14,7 +14,7 @@ use super::{Config, default_shutdown_grace, validate};
 use crate::event::Name;
 
 /// What is read when nothing is said.
-const DEFAULT_FILE: &str = "config/hookbridge.toml";
+pub(crate) const DEFAULT_FILE: &str = "config/hookbridge.toml";
 
 /// The top-level keys.
 const SECTIONS: [&str; 12] = [

@@ -138,12 +138,6 @@ fn streams(config: &Config, findings: &mut Findings) {
     if retry.max_age.is_some() || retry.max_messages.is_some() {
         findings.add("streams.retry", "only `max_bytes` can be set: any other limit would lose a waiting delivery");
     }
-    if retry.max_bytes.is_some() {
-        findings.add(
-            "streams.retry.max_bytes",
-            "a full RETRY stream drops its oldest waiting delivery; leave it out and watch its size instead",
-        );
-    }
     for kind in StreamKind::ALL {
         let limits = config.streams.limits(kind);
         let table = format!("streams.{}", kind.name().to_lowercase());
@@ -358,6 +352,9 @@ pub fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!(
             "nats.url: {url} is neither on loopback nor authenticated: whoever reaches it can publish as any agent"
         ));
+    }
+    if config.streams.retry.max_bytes.is_some() {
+        warnings.push("streams.retry.max_bytes: a full RETRY stream drops its oldest waiting delivery; watch its size long before".to_owned());
     }
     if !config.clients.is_empty() {
         warnings.push("clients: tasks are not served by this version; the tables have no effect".to_owned());

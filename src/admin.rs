@@ -1,0 +1,56 @@
+//! Health and metrics of this process.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+use subtle::ConstantTimeEq;
+
+use crate::broker::Broker;
+use crate::secret::{KeyRing, Secret};
+use crate::telemetry::Metrics;
+
+/// What the pages read.
+struct Admin {
+    broker: Broker,
+    metrics: Metrics,
+    token: Option<Arc<KeyRing<Secret>>>,
+}
+
+/// `/livez`: the process runs. `/readyz`: NATS can be used. `/metrics`: for Prometheus.
+pub(crate) fn router(broker: Broker, metrics: Metrics, token: Option<Arc<KeyRing<Secret>>>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_page))
+        .with_state(Arc::new(Admin { broker, metrics, token }))
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let link = admin.broker.link();
+    let status = if link.ready().is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, format!("{link}\n")).into_response()
+}
+
+async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    if let Some(token) = &admin.token
+        && !is_bearer(&headers, token)
+    {
+        let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))];
+        return (StatusCode::UNAUTHORIZED, challenge, "this page needs the admin token\n").into_response();
+    }
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    match admin.metrics.encode() {
+        Ok(page) => ([(CONTENT_TYPE, content_type)], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn is_bearer(headers: &HeaderMap, token: &KeyRing<Secret>) -> bool {
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    given.is_some_and(|given| token.keys().iter().any(|token| bool::from(token.expose().ct_eq(given))))
+}

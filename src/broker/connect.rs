@@ -1,0 +1,276 @@
+//! Connecting, and watching over the connection.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event, connection::State};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::provision::{self, Plan, Problem};
+use super::state::{Link, Ready};
+use super::{Names, read};
+use crate::config::{Nats, StreamKind};
+use crate::secret::SecretError;
+
+/// The oldest server that has message schedules.
+const OLDEST_SERVER: (u64, u64) = (2, 12);
+/// How long one JetStream request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Publishes that wait for their confirmation at once; what is over waits for a place.
+const MAX_UNCONFIRMED: usize = 16 * 1024;
+/// How long to wait before looking again at a server that was not ready or not fit.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// The longest wait between two attempts to connect.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
+
+/// The handle to NATS that both roles share. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    pub(super) client: Client,
+    pub(super) jetstream: jetstream::Context,
+    pub(super) names: Arc<Names>,
+    link: watch::Receiver<Link>,
+}
+
+/// Watches over the connection: prepares every new one, and tells the [`Link`].
+pub(crate) struct Supervisor {
+    broker: Broker,
+    plan: Plan,
+    link: watch::Sender<Link>,
+    /// Changes whenever the client says that it connected or lost its connection.
+    changed: watch::Receiver<u64>,
+}
+
+/// Why no connection can even be tried.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("credentials `{path}` cannot be used: {source}")]
+    Credentials { path: String, source: std::io::Error },
+    #[error("a NATS secret is not text")]
+    NotText,
+    #[error(transparent)]
+    Client(#[from] async_nats::ConnectError),
+}
+
+impl Broker {
+    /// Makes the handle and begins to connect. Does not wait for a server.
+    pub(crate) async fn connect(nats: &Nats, plan: Plan) -> Result<(Self, Supervisor), ConnectError> {
+        let (event, changed) = watch::channel(0_u64);
+        let event = Arc::new(event);
+        let options = options(nats)?
+            .retry_on_initial_connect()
+            .name("hookbridge")
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .reconnect_delay_callback(reconnect_delay)
+            .event_callback(move |happened| {
+                let event = event.clone();
+                async move {
+                    if let Event::ServerError(error) = &happened {
+                        tracing::warn!("NATS says: {error}");
+                    }
+                    event.send_modify(|count| *count += 1);
+                }
+            });
+        let client = options.connect(nats.url.as_slice().to_vec()).await?;
+        let jetstream = ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .ack_timeout(REQUEST_TIMEOUT)
+            .max_ack_inflight(MAX_UNCONFIRMED)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        let (link, watched) = watch::channel(Link::Connecting);
+        let broker = Self { client, jetstream, names: Arc::new(plan.names.clone()), link: watched };
+        Ok((broker.clone(), Supervisor { broker, plan, link, changed }))
+    }
+
+    /// What can be done now. A lost connection shows at once, before anybody has told the watchers.
+    pub(crate) fn link(&self) -> Link {
+        let link = self.link.borrow().clone();
+        match link {
+            Link::Ready(_) if self.client.connection_state() != State::Connected => Link::Down,
+            link => link,
+        }
+    }
+
+    /// Changes of the link.
+    pub(crate) fn watch(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Waits until the link is ready. Ends only with the process, so race it against a stop.
+    pub(crate) async fn ready(&self) -> Option<Ready> {
+        let mut link = self.link.clone();
+        link.wait_for(|link| link.ready().is_some()).await.ok().and_then(|link| link.ready())
+    }
+
+    /// Waits until this connection is no longer the one that is ready.
+    pub(super) async fn lost(&self, connection: u64) {
+        let mut link = self.link.clone();
+        // An error means that the process is about to end, which is a loss too.
+        drop(link.wait_for(|link| link.ready().is_none_or(|ready| ready.connection != connection)).await);
+    }
+
+    /// Subjects, streams and buckets under this broker's prefix.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Which connection of this process is in use. Changes before the first message of a new one arrives.
+    pub(crate) fn connection(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Acquire)
+    }
+
+    /// Sends what is buffered, then ends the connection.
+    pub(crate) async fn close(&self) {
+        if let Err(error) = tokio::time::timeout(REQUEST_TIMEOUT, self.client.drain()).await {
+            tracing::debug!("NATS connection was not drained: {error}");
+        }
+    }
+}
+
+impl Supervisor {
+    /// Prepares every connection until stopped.
+    ///
+    /// Ends with an error only when the first server that answers cannot be worked with: an operator who
+    /// starts a process wants to hear that at once. Later the same thing is a state, said once.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Problem> {
+        let mut worked_before = false;
+        loop {
+            let connection = self.broker.connection();
+            if self.broker.client.connection_state() == State::Connected {
+                match self.prepare(connection).await {
+                    Ok(()) => worked_before = true,
+                    Err(problem) if problem.is_final() && !worked_before => return Err(problem),
+                    Err(problem) => self.tell(Link::Unfit(problem.to_string())),
+                }
+            } else if worked_before || !matches!(*self.link.borrow(), Link::Connecting) {
+                self.tell(Link::Down);
+            }
+            if !self.wait(connection, &stop).await {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn prepare(&self, connection: u64) -> Result<(), Problem> {
+        if !self.link.borrow().ready().is_some_and(|ready| ready.connection == connection) {
+            self.tell(Link::Preparing);
+        }
+        let info = self.broker.client.server_info();
+        if !is_new_enough(&info.version) {
+            return Err(Problem::OldServer { version: info.version });
+        }
+        provision::apply(&self.broker.jetstream, &self.plan).await?;
+        let outbox_last = read::last_sequence(&self.broker, StreamKind::Outbox).await?;
+        let ready = Ready { max_payload: info.max_payload, connection, outbox_last };
+        // A connection that was lost meanwhile is for the next round.
+        if self.broker.connection() == connection {
+            self.tell(Link::Ready(ready));
+        }
+        Ok(())
+    }
+
+    /// Waits for a reason to look again. `false` means stop.
+    async fn wait(&mut self, connection: u64, stop: &CancellationToken) -> bool {
+        let settled = self.link.borrow().ready().is_some_and(|ready| ready.connection == connection);
+        let look_again = async {
+            if settled {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
+        tokio::select! {
+            () = stop.cancelled() => false,
+            changed = self.changed.changed() => changed.is_ok(),
+            () = look_again => true,
+        }
+    }
+
+    /// Tells a new state, and logs it once.
+    fn tell(&self, new: Link) {
+        let changed = self.link.send_if_modified(|link| {
+            let changed = *link != new;
+            *link = new.clone();
+            changed
+        });
+        if !changed {
+            return;
+        }
+        match &new {
+            Link::Ready(ready) => {
+                tracing::info!(nats.max_payload = ready.max_payload, "Connected to NATS, streams are ready");
+            }
+            Link::Connecting | Link::Preparing => tracing::debug!("{new}"),
+            Link::Down => tracing::warn!("Lost the connection to NATS; trying again until it is back"),
+            Link::Unfit(reason) => tracing::error!("NATS cannot be used: {reason}; looking again until it can"),
+        }
+    }
+}
+
+pub(super) fn options(nats: &Nats) -> Result<ConnectOptions, ConnectError> {
+    let text = |secret: &crate::secret::SecretRef| -> Result<String, ConnectError> {
+        String::from_utf8(secret.resolve()?.expose().to_vec()).map_err(|_| ConnectError::NotText)
+    };
+    let mut options = ConnectOptions::new();
+    if let Some(path) = &nats.credentials {
+        let unusable = |source| ConnectError::Credentials { path: path.display().to_string(), source };
+        options = options.credentials(&std::fs::read_to_string(path).map_err(unusable)?).map_err(unusable)?;
+    } else if let Some(seed) = &nats.nkey {
+        options = options.nkey(text(seed)?);
+    } else if let Some(token) = &nats.token {
+        options = options.token(text(token)?);
+    } else if let (Some(user), Some(password)) = (&nats.user, &nats.password) {
+        options = options.user_and_password(user.clone(), text(password)?);
+    }
+    if nats.tls.required {
+        options = options.require_tls(true);
+    }
+    if let Some(ca) = &nats.tls.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    if let (Some(certificate), Some(key)) = (&nats.tls.certificate, &nats.tls.key) {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    Ok(options)
+}
+
+/// Quick at first, since most outages are a restart, then every two seconds.
+fn reconnect_delay(attempt: usize) -> Duration {
+    Duration::from_millis(50).saturating_mul(1 << attempt.min(6)).min(MAX_RECONNECT_DELAY)
+}
+
+pub(super) fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.trim_start_matches('v').split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
+    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (major, minor) >= OLDEST_SERVER
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_before_2_12_are_too_old() {
+        for (version, expected) in [
+            ("2.11.9", false),
+            ("2.12.0", true),
+            ("2.12.0-RC.1", true),
+            ("2.15.1", true),
+            ("3.0.0", true),
+            ("x", false),
+        ] {
+            assert_eq!(is_new_enough(version), expected, "{version}");
+        }
+    }
+
+    #[test]
+    fn reconnecting_starts_quickly_and_stays_patient() {
+        assert_eq!(reconnect_delay(0), Duration::from_millis(50));
+        assert_eq!(reconnect_delay(1000), MAX_RECONNECT_DELAY);
+    }
+}

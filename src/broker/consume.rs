@@ -1,0 +1,203 @@
+//! Taking messages from a durable, never more than there are free slots for.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::message::Acker;
+use async_nats::jetstream::{AckKind, Message};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{Broker, from_nats};
+use crate::config::StreamKind;
+use crate::event::Headers;
+
+/// How long one pull waits for messages. The server ends it; a lost connection ends it sooner.
+const PULL_EXPIRES: Duration = Duration::from_secs(20);
+/// The most messages of one pull, so that several pulls share the work.
+const MAX_PULL: usize = 64;
+/// How long to wait after a pull that failed.
+const AFTER_FAILURE: Duration = Duration::from_millis(250);
+
+/// A message that the stream waits to hear about.
+pub(crate) struct Received {
+    /// The subject, without a configured prefix.
+    pub(crate) subject: String,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
+    pub(crate) sequence: u64,
+    /// How often it was delivered, this time included.
+    pub(crate) delivered: i64,
+    pub(crate) stored: SystemTime,
+    /// Which connection it came over.
+    pub(crate) connection: u64,
+    acker: Acker,
+}
+
+/// A durable, taken from with a fixed number of slots.
+pub(crate) struct Consumer {
+    broker: Broker,
+    stream: StreamKind,
+    durable: &'static str,
+    slots: Arc<Semaphore>,
+}
+
+impl Received {
+    /// Done. A plain ack: if it is lost, the message comes again and its receipt is found.
+    pub(crate) async fn ack(&self) {
+        self.tell(AckKind::Ack).await;
+    }
+
+    /// Still working on it.
+    pub(crate) async fn progress(&self) {
+        self.tell(AckKind::Progress).await;
+    }
+
+    /// Never again: it is not a message that anybody can act on.
+    pub(crate) async fn terminate(&self) {
+        self.tell(AckKind::Term).await;
+    }
+
+    /// Give it back, to come again after `delay`.
+    pub(crate) async fn give_back(&self, delay: Duration) {
+        self.tell(AckKind::Nak(Some(delay))).await;
+    }
+
+    async fn tell(&self, kind: AckKind) {
+        if let Err(error) = self.acker.ack_with(kind).await {
+            tracing::debug!(nats.sequence = self.sequence, "Could not tell the stream: {error}");
+        }
+    }
+}
+
+impl Consumer {
+    /// The durable of this name on a stream.
+    pub(crate) fn new(broker: Broker, stream: StreamKind, durable: &'static str, slots: NonZeroUsize) -> Self {
+        Self { broker, stream, durable, slots: Arc::new(Semaphore::new(slots.get())) }
+    }
+
+    /// Takes messages until stopped, one slot each, and hands them over together with the slot.
+    ///
+    /// Several of these may run at once over the same slots.
+    pub(crate) async fn run(&self, stop: &CancellationToken, take: impl Fn(Received, OwnedSemaphorePermit)) {
+        while !stop.is_cancelled() {
+            let Some(Some((consumer, connection))) = stop.run_until_cancelled(self.consumer()).await else { return };
+            let Some(slots) = stop.run_until_cancelled(self.free_slots()).await else { return };
+            if self.pull(&consumer, connection, slots, stop, &take).await.is_err() {
+                stop.run_until_cancelled(tokio::time::sleep(AFTER_FAILURE)).await;
+            }
+        }
+    }
+
+    /// Waits until NATS is ready, then names the durable.
+    async fn consumer(&self) -> Option<(PullConsumer, u64)> {
+        loop {
+            let ready = self.broker.ready().await?;
+            let name = self.broker.names.stream(self.stream);
+            match self.broker.jetstream.get_consumer_from_stream(self.durable, name).await {
+                Ok(consumer) => return Some((consumer, ready.connection)),
+                Err(error) => {
+                    tracing::debug!("Durable {} of {} is not there: {error}", self.durable, self.stream);
+                    tokio::time::sleep(AFTER_FAILURE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for one free slot and takes as many as there are, up to one pull.
+    async fn free_slots(&self) -> Vec<OwnedSemaphorePermit> {
+        let mut slots = Vec::with_capacity(MAX_PULL);
+        if let Ok(slot) = self.slots.clone().acquire_owned().await {
+            slots.push(slot);
+        }
+        while slots.len() < MAX_PULL
+            && let Ok(slot) = self.slots.clone().try_acquire_owned()
+        {
+            slots.push(slot);
+        }
+        slots
+    }
+
+    /// Pulls again and again over one connection, for as long as messages come.
+    async fn pull(
+        &self,
+        consumer: &PullConsumer,
+        connection: u64,
+        mut slots: Vec<OwnedSemaphorePermit>,
+        stop: &CancellationToken,
+        take: &impl Fn(Received, OwnedSemaphorePermit),
+    ) -> Result<(), ()> {
+        loop {
+            let batch = consumer.batch().max_messages(slots.len()).expires(PULL_EXPIRES).messages();
+            let mut batch =
+                batch.await.map_err(|error| tracing::debug!("Pull from {} failed: {error}", self.stream))?;
+            loop {
+                let message = tokio::select! {
+                    biased;
+                    message = batch.next() => message,
+                    () = stop.cancelled() => {
+                        give_back(&mut batch).await;
+                        return Ok(());
+                    }
+                    () = self.broker.lost(connection) => return Ok(()),
+                };
+                match message {
+                    Some(Ok(message)) => {
+                        if let (Some(received), Some(slot)) = (self.received(message), slots.pop()) {
+                            take(received, slot);
+                        }
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!("Pull from {} ended: {error}", self.stream);
+                        return Err(());
+                    }
+                    None => break,
+                }
+            }
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            if slots.is_empty() {
+                let Some(free) = stop.run_until_cancelled(self.free_slots()).await else { return Ok(()) };
+                slots = free;
+            }
+        }
+    }
+
+    fn received(&self, message: Message) -> Option<Received> {
+        // Read before the message is looked at, so that it can only be newer than the message, never older.
+        let connection = self.broker.connection();
+        let info = match message.info() {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::warn!("A message from {} has no delivery data: {error}", self.stream);
+                return None;
+            }
+        };
+        let (sequence, delivered, stored) = (info.stream_sequence, info.delivered, info.published.into());
+        let (message, acker) = message.split();
+        Some(Received {
+            subject: self.broker.names.strip(&message.subject).to_owned(),
+            headers: message.headers.as_ref().map(from_nats).unwrap_or_default(),
+            payload: message.payload,
+            sequence,
+            delivered,
+            stored,
+            connection,
+            acker,
+        })
+    }
+}
+
+/// Hands back what has arrived and nobody will work on, so that another courier need not wait for it.
+async fn give_back(batch: &mut pull::Batch) {
+    while let Some(Some(Ok(message))) = batch.next().now_or_never() {
+        if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
+            tracing::debug!("Could not give a message back: {error}");
+        }
+    }
+}

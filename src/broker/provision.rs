@@ -1,0 +1,428 @@
+//! Making the streams, durables and buckets as they must be.
+//!
+//! What is missing is created. What is there and different is left alone: two processes with different
+//! configurations must not fight over one stream. A difference that would break a promise is an error that
+//! says how it differs; one that only keeps more than asked is a warning.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, ErrorCode, kv};
+
+use super::Names;
+use crate::config::{Config, Limits, StreamKind};
+use crate::event::Name;
+
+/// The durable of the courier, on OUTBOX and on RETRY.
+pub(crate) const COURIER: &str = "courier";
+/// How long a message may be worked on without a sign of life.
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Messages that all couriers together may hold; each takes only what it has free slots for.
+const MAX_COURIER_PENDING: i64 = 65_536;
+
+/// What there must be.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) names: Names,
+    pub(crate) replicas: usize,
+    pub(crate) streams: Vec<(StreamKind, Limits)>,
+    pub(crate) durables: Vec<Durable>,
+    /// Change what differs instead of leaving it alone.
+    pub(crate) update: bool,
+}
+
+/// A durable consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Durable {
+    pub(crate) stream: StreamKind,
+    pub(crate) name: String,
+    pub(crate) filters: Vec<String>,
+    max_ack_pending: i64,
+}
+
+/// Why NATS cannot be worked with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("nats-server {version} is too old: Hookbridge needs 2.12 or newer, for message schedules")]
+    OldServer { version: String },
+    #[error("JetStream is not enabled on the server: start nats-server with -js or a jetstream block")]
+    NoJetStream,
+    #[error("{0}")]
+    Differs(Differences),
+    #[error("{what} is not there and could not be made: {why}")]
+    Refused { what: String, why: String },
+    #[error("JetStream does not answer: {0}")]
+    NoAnswer(String),
+}
+
+/// How something that exists differs from what is configured.
+#[derive(Debug)]
+pub(crate) struct Differences {
+    what: String,
+    details: Vec<String>,
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} exists and differs: {}; change the configuration, or start once with --update-streams",
+            self.what,
+            self.details.join("; ")
+        )
+    }
+}
+
+impl Problem {
+    /// Whether trying again can help only after somebody changed something.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::OldServer { .. } | Self::NoJetStream | Self::Differs(_) | Self::Refused { .. })
+    }
+}
+
+impl Plan {
+    /// Everything that this configuration needs.
+    pub(crate) fn new(config: &Config, update: bool) -> Self {
+        let streams = StreamKind::ALL.map(|kind| (kind, config.streams.limits(kind))).to_vec();
+        let courier = |stream, filter: &str| Durable {
+            stream,
+            name: COURIER.to_owned(),
+            filters: vec![filter.to_owned()],
+            max_ack_pending: MAX_COURIER_PENDING,
+        };
+        let mut durables = vec![courier(StreamKind::Outbox, "outbox.>"), courier(StreamKind::Retry, "retry.due.>")];
+        for (name, agent) in &config.agents {
+            if !agent.events.is_empty() {
+                durables.push(Durable::of_agent(name, StreamKind::Events, agent.events.clone()));
+            }
+            durables.push(Durable::of_agent(name, StreamKind::Tasks, vec![format!("tasks.{name}.*")]));
+        }
+        let names = Names::new(config.nats.prefix.clone());
+        Self { names, replicas: config.nats.replicas, streams, durables, update }
+    }
+
+    fn stream_config(&self, kind: StreamKind, limits: &Limits) -> StreamConfig {
+        let retry = kind == StreamKind::Retry;
+        // A full stream that refuses is a 503 or an error in the agent's hand; one that drops is a loss.
+        let refuses = matches!(kind, StreamKind::Events | StreamKind::Outbox) && limits.max_bytes.is_some();
+        StreamConfig {
+            name: self.names.stream(kind),
+            subjects: vec![self.names.subject(kind.subjects())],
+            retention: if retry { RetentionPolicy::WorkQueue } else { RetentionPolicy::Limits },
+            storage: StorageType::File,
+            discard: if refuses { DiscardPolicy::New } else { DiscardPolicy::Old },
+            max_age: limits.max_age.unwrap_or_default(),
+            max_bytes: limits.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+            max_messages: limits.max_messages.map_or(-1, |messages| i64::try_from(messages).unwrap_or(i64::MAX)),
+            max_messages_per_subject: -1,
+            max_message_size: -1,
+            duplicate_window: limits.duplicate_window,
+            num_replicas: self.replicas,
+            allow_direct: true,
+            allow_message_schedules: retry,
+            allow_rollup: retry,
+            ..StreamConfig::default()
+        }
+    }
+
+    fn buckets(&self) -> [kv::Config; 2] {
+        [self.names.endpoints_bucket(), self.names.tasks_bucket()].map(|bucket| kv::Config {
+            bucket,
+            history: 1,
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            ..kv::Config::default()
+        })
+    }
+
+    fn consumer_config(&self, durable: &Durable) -> pull::Config {
+        pull::Config {
+            durable_name: Some(durable.name.clone()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_deliver: -1,
+            max_ack_pending: durable.max_ack_pending,
+            filter_subjects: durable.filters.iter().map(|filter| self.names.subject(filter)).collect(),
+            ..pull::Config::default()
+        }
+    }
+}
+
+impl Durable {
+    fn of_agent(name: &Name, stream: StreamKind, filters: Vec<String>) -> Self {
+        Self { stream, name: name.to_string(), filters, max_ack_pending: 1000 }
+    }
+}
+
+/// Creates what is missing and checks what is there.
+pub(super) async fn apply(jetstream: &jetstream::Context, plan: &Plan) -> Result<(), Problem> {
+    for difference in differences(jetstream, plan, true).await? {
+        tracing::warn!("{difference}");
+    }
+    Ok(())
+}
+
+/// What differs and breaks no promise; the error is the first thing that does, or that cannot be made.
+///
+/// With `create`, what is missing is made; without, it is reported as missing.
+pub(crate) async fn differences(
+    jetstream: &jetstream::Context,
+    plan: &Plan,
+    create: bool,
+) -> Result<Vec<String>, Problem> {
+    let mut mild = Vec::new();
+    for (kind, limits) in &plan.streams {
+        mild.extend(stream(jetstream, plan, plan.stream_config(*kind, limits), *kind, create).await?);
+    }
+    for bucket in plan.buckets() {
+        mild.extend(self::bucket(jetstream, bucket, create).await?);
+    }
+    for durable in &plan.durables {
+        mild.extend(self::durable(jetstream, plan, durable, create).await?);
+    }
+    Ok(mild)
+}
+
+async fn stream(
+    jetstream: &jetstream::Context,
+    plan: &Plan,
+    wanted: StreamConfig,
+    kind: StreamKind,
+    create: bool,
+) -> Result<Option<String>, Problem> {
+    let what = format!("stream {}", wanted.name);
+    let found = match jetstream.get_stream(&wanted.name).await {
+        Ok(stream) => stream.cached_info().config.clone(),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                if !create {
+                    return Ok(Some(format!("{what} does not exist yet")));
+                }
+                return jetstream.create_stream(&wanted).await.map(|_| None).map_err(|error| refused(what, &error));
+            }
+            GetStreamErrorKind::JetStream(error) => return Err(from_server(what, &error)),
+            _ => return Err(Problem::NoAnswer(error.to_string())),
+        },
+    };
+    let (grave, mild) = compare_streams(&wanted, &found, kind);
+    if plan.update && create && !(grave.is_empty() && mild.is_empty()) {
+        tracing::info!("Updating {what}: {}", [grave, mild].concat().join("; "));
+        let updated = StreamConfig {
+            max_age: wanted.max_age,
+            max_bytes: wanted.max_bytes,
+            max_messages: wanted.max_messages,
+            duplicate_window: wanted.duplicate_window,
+            num_replicas: wanted.num_replicas,
+            discard: wanted.discard,
+            subjects: wanted.subjects,
+            allow_direct: true,
+            ..found
+        };
+        let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
+        return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(&error));
+    }
+    if !grave.is_empty() {
+        return Err(Problem::Differs(Differences { what, details: grave }));
+    }
+    Ok((!mild.is_empty()).then(|| format!("{what} keeps more than configured: {}", mild.join("; "))))
+}
+
+/// What breaks a promise, and what merely keeps more than asked.
+fn compare_streams(wanted: &StreamConfig, found: &StreamConfig, kind: StreamKind) -> (Vec<String>, Vec<String>) {
+    let (mut grave, mut mild) = (Vec::new(), Vec::new());
+    let mut must = |same: bool, detail: String| {
+        if !same {
+            grave.push(detail);
+        }
+    };
+    let (is, not) = (found, wanted);
+    must(is.subjects == not.subjects, format!("subjects are {:?}, not {:?}", is.subjects, not.subjects));
+    must(is.retention == not.retention, format!("retention is {:?}, not {:?}", is.retention, not.retention));
+    must(is.storage == not.storage, format!("storage is {:?}, not {:?}", is.storage, not.storage));
+    must(is.mirror.is_none() && is.sources.is_none(), "it is a mirror or has sources".to_owned());
+    must(!is.sealed && !is.no_ack, "it is sealed or confirms nothing".to_owned());
+    must(is.max_message_size <= 0, format!("max_msg_size is {}, not unlimited", is.max_message_size));
+    must(is.max_messages_per_subject <= 0, format!("max_msgs_per_subject is {}", is.max_messages_per_subject));
+    must(is.subject_transform.is_none(), "it transforms subjects".to_owned());
+    if kind == StreamKind::Retry {
+        must(is.allow_message_schedules, "it does not allow message schedules".to_owned());
+        must(is.max_age.is_zero(), format!("max_age is {:?}; a later schedule would vanish silently", is.max_age));
+        must(is.max_messages <= 0, format!("max_msgs is {}; a waiting delivery would be dropped", is.max_messages));
+    }
+    if matches!(kind, StreamKind::Events | StreamKind::Outbox) && is.max_bytes > 0 {
+        must(is.discard == DiscardPolicy::New, "it drops its oldest messages when full instead of refusing".to_owned());
+    }
+    let mut limit = |name: &str, found: Option<u128>, wanted: Option<u128>, show: fn(u128) -> String| {
+        let shown = |limit: Option<u128>| limit.map_or("unlimited".to_owned(), show);
+        let text = format!("{name} is {}, not {}", shown(found), shown(wanted));
+        // No limit is the most that can be kept.
+        match found.unwrap_or(u128::MAX).cmp(&wanted.unwrap_or(u128::MAX)) {
+            std::cmp::Ordering::Less => grave.push(text),
+            std::cmp::Ordering::Greater => mild.push(text),
+            std::cmp::Ordering::Equal => {}
+        }
+    };
+    let span = |span: Duration| (!span.is_zero()).then(|| span.as_nanos());
+    let count = |count: i64| u128::try_from(count).ok().filter(|count| *count > 0);
+    limit("max_age", span(is.max_age), span(not.max_age), show_span);
+    limit("max_bytes", count(is.max_bytes), count(not.max_bytes), |bytes| bytes.to_string());
+    limit("max_msgs", count(is.max_messages), count(not.max_messages), |messages| messages.to_string());
+    limit("duplicate_window", span(is.duplicate_window), span(not.duplicate_window), show_span);
+    limit("replicas", Some(is.num_replicas as u128), Some(not.num_replicas as u128), |replicas| replicas.to_string());
+    (grave, mild)
+}
+
+fn show_span(nanos: u128) -> String {
+    humantime::format_duration(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).to_string()
+}
+
+async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool) -> Result<Option<String>, Problem> {
+    let what = format!("bucket {}", wanted.bucket);
+    match jetstream.get_stream(format!("KV_{}", wanted.bucket)).await {
+        Ok(stream) => {
+            let found = &stream.cached_info().config;
+            let mut details = Vec::new();
+            if !found.max_age.is_zero() {
+                details.push(format!("its TTL is {}; a state would vanish", humantime::format_duration(found.max_age)));
+            }
+            if found.storage != StorageType::File {
+                details.push("its storage is not File".to_owned());
+            }
+            if details.is_empty() { Ok(None) } else { Err(Problem::Differs(Differences { what, details })) }
+        }
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                if !create {
+                    return Ok(Some(format!("{what} does not exist yet")));
+                }
+                let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
+                jetstream.create_key_value(wanted).await.map(|_| None).map_err(|error| refused(&error))
+            }
+            GetStreamErrorKind::JetStream(error) => Err(from_server(what, &error)),
+            _ => Err(Problem::NoAnswer(error.to_string())),
+        },
+    }
+}
+
+async fn durable(
+    jetstream: &jetstream::Context,
+    plan: &Plan,
+    durable: &Durable,
+    create: bool,
+) -> Result<Option<String>, Problem> {
+    let stream = plan.names.stream(durable.stream);
+    let what = format!("durable {} on {stream}", durable.name);
+    let wanted = plan.consumer_config(durable);
+    let refused = |error: &dyn fmt::Display| Problem::Refused { what: what.clone(), why: error.to_string() };
+    let handle = match jetstream.get_stream_no_info(&stream).await {
+        Ok(handle) => handle,
+        Err(error) => return Err(Problem::NoAnswer(error.to_string())),
+    };
+    let found = match handle.consumer_info(&durable.name).await {
+        Ok(info) => info.config,
+        Err(error) => match error.kind() {
+            jetstream::context::ConsumerInfoErrorKind::NotFound
+            | jetstream::context::ConsumerInfoErrorKind::StreamNotFound => {
+                if !create {
+                    return Ok(Some(format!("{what} does not exist yet")));
+                }
+                return handle.create_consumer_strict(wanted).await.map(|_| None).map_err(|error| refused(&error));
+            }
+            _ => return Err(Problem::NoAnswer(error.to_string())),
+        },
+    };
+    let mut filters: Vec<String> = found.filter_subjects.clone();
+    if !found.filter_subject.is_empty() {
+        filters.push(found.filter_subject.clone());
+    }
+    filters.sort();
+    let mut wanted_filters = wanted.filter_subjects.clone();
+    wanted_filters.sort();
+    let mut details = Vec::new();
+    if filters != wanted_filters {
+        details.push(format!("it filters {filters:?}, not {wanted_filters:?}"));
+    }
+    if found.deliver_subject.is_some() || found.ack_policy != AckPolicy::Explicit {
+        details.push("it is not a pull consumer with explicit acks".to_owned());
+    }
+    if found.max_deliver > 0 {
+        details.push(format!("it gives up after {} deliveries", found.max_deliver));
+    }
+    if found.ack_wait < ACK_WAIT && durable.name == COURIER {
+        details.push(format!("its ack_wait is {:?}, not {ACK_WAIT:?}", found.ack_wait));
+    }
+    if details.is_empty() {
+        return Ok(None);
+    }
+    if plan.update && create {
+        tracing::info!("Updating {what}: {}", details.join("; "));
+        return handle.update_consumer(wanted).await.map(|_| None).map_err(|error| refused(&error));
+    }
+    Err(Problem::Differs(Differences { what, details }))
+}
+
+fn refused(what: String, error: &CreateStreamError) -> Problem {
+    match error.kind() {
+        CreateStreamErrorKind::JetStreamUnavailable => Problem::NoJetStream,
+        CreateStreamErrorKind::JetStream(error) => from_server(what, &error),
+        CreateStreamErrorKind::TimedOut => Problem::NoAnswer(error.to_string()),
+        _ => Problem::Refused { what, why: error.to_string() },
+    }
+}
+
+/// What the server said, sorted into what an operator can do about it.
+fn from_server(what: String, error: &jetstream::Error) -> Problem {
+    match error.error_code() {
+        ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Problem::NoJetStream,
+        // A cluster without a leader, a server still recovering: it passes by itself.
+        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NO_PEERS => {
+            Problem::NoAnswer(error.to_string())
+        }
+        _ => Problem::Refused { what, why: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Streams;
+
+    fn plan() -> Plan {
+        let streams = StreamKind::ALL.map(|kind| (kind, Streams::default().limits(kind))).to_vec();
+        Plan { names: Names::default(), replicas: 1, streams, durables: Vec::new(), update: false }
+    }
+
+    fn compare(kind: StreamKind, change: impl FnOnce(&mut StreamConfig)) -> (Vec<String>, Vec<String>) {
+        let wanted = plan().stream_config(kind, &Streams::default().limits(kind));
+        let mut found = wanted.clone();
+        change(&mut found);
+        compare_streams(&wanted, &found, kind)
+    }
+
+    #[test]
+    fn the_same_stream_does_not_differ() {
+        for kind in StreamKind::ALL {
+            assert_eq!(compare(kind, |_| ()), (vec![], vec![]), "{kind}");
+        }
+    }
+
+    #[test]
+    fn keeping_less_is_grave_and_keeping_more_is_not() {
+        let hour = Duration::from_secs(3600);
+        let (grave, mild) = compare(StreamKind::Events, |found| found.max_age = hour);
+        assert_eq!((grave.as_slice(), mild.len()), (["max_age is 1h, not 7days".to_owned()].as_slice(), 0));
+        let (grave, mild) = compare(StreamKind::Events, |found| found.max_age = Duration::ZERO);
+        assert_eq!((grave.len(), mild.as_slice()), (0, ["max_age is unlimited, not 7days".to_owned()].as_slice()));
+        assert_eq!(compare(StreamKind::Events, |found| found.duplicate_window = hour).0.len(), 1);
+    }
+
+    #[test]
+    fn a_retry_stream_with_any_limit_but_bytes_is_refused() {
+        assert_eq!(compare(StreamKind::Retry, |found| found.max_age = Duration::from_secs(9)).0.len(), 2);
+        assert_eq!(compare(StreamKind::Retry, |found| found.max_messages = 5).0.len(), 2);
+        assert_eq!(compare(StreamKind::Retry, |found| found.allow_message_schedules = false).0.len(), 1);
+    }
+}

@@ -1,0 +1,123 @@
+//! Reading single messages out of streams, and taking them out.
+
+use std::time::SystemTime;
+
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
+use bytes::Bytes;
+
+use super::{Broker, Problem, from_nats};
+use crate::config::StreamKind;
+use crate::event::Headers;
+
+/// A message as it stands in its stream.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredMessage {
+    /// The subject, without a configured prefix.
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+    pub(crate) stored: SystemTime,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
+}
+
+/// The server did not answer the question.
+#[derive(Debug, thiserror::Error)]
+#[error("reading from {stream} failed: {reason}")]
+pub(crate) struct ReadError {
+    stream: StreamKind,
+    reason: String,
+}
+
+impl ReadError {
+    fn new(stream: StreamKind, reason: impl ToString) -> Self {
+        Self { stream, reason: reason.to_string() }
+    }
+}
+
+impl Broker {
+    /// The message at a sequence, or `None` when the stream no longer, or not yet, has it.
+    ///
+    /// A replica may lag behind and not know a young message yet, so only the leader's word counts for a no.
+    pub(crate) async fn message(&self, kind: StreamKind, sequence: u64) -> Result<Option<StoredMessage>, ReadError> {
+        let stream = self.stream(kind).await?;
+        match stream.direct_get(sequence).await {
+            Ok(message) => return Ok(Some(self.stored(message))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
+            Err(error) => return Err(ReadError::new(kind, error)),
+        }
+        match stream.get_raw_message(sequence).await {
+            Ok(message) => Ok(Some(self.stored(message))),
+            Err(error) if is_absent(&error.kind()) => Ok(None),
+            Err(error) => Err(ReadError::new(kind, error)),
+        }
+    }
+
+    /// The last message on a subject.
+    pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
+        match self.stream(kind).await?.direct_get_last_for_subject(self.names.subject(subject)).await {
+            Ok(message) => Ok(Some(self.stored(message))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ReadError::new(kind, error)),
+        }
+    }
+
+    /// The first message at or after a sequence whose subject matches.
+    pub(crate) async fn next(
+        &self,
+        kind: StreamKind,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<StoredMessage>, ReadError> {
+        let stream = self.stream(kind).await?;
+        match stream.direct_get_next_for_subject(self.names.subject(subject), Some(from)).await {
+            Ok(message) => Ok(Some(self.stored(message))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ReadError::new(kind, error)),
+        }
+    }
+
+    /// The first and the last sequence that the stream has.
+    pub(crate) async fn span(&self, kind: StreamKind) -> Result<(u64, u64), ReadError> {
+        let info = self.stream(kind).await?.get_info().await.map_err(|error| ReadError::new(kind, error))?;
+        Ok((info.state.first_sequence, info.state.last_sequence))
+    }
+
+    /// Takes one message out of a stream. `false` when it was not there.
+    pub(crate) async fn remove(&self, kind: StreamKind, sequence: u64) -> Result<bool, ReadError> {
+        match self.stream(kind).await?.delete_message(sequence).await {
+            Ok(removed) => Ok(removed),
+            Err(error) if error.to_string().contains("no message found") => Ok(false),
+            Err(error) => Err(ReadError::new(kind, error)),
+        }
+    }
+
+    async fn stream(&self, kind: StreamKind) -> Result<Stream<()>, ReadError> {
+        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
+        stream.map_err(|error| ReadError::new(kind, error))
+    }
+
+    fn stored(&self, message: async_nats::jetstream::message::StreamMessage) -> StoredMessage {
+        StoredMessage {
+            subject: self.names.strip(&message.subject).to_owned(),
+            sequence: message.sequence,
+            stored: message.time.into(),
+            headers: from_nats(&message.headers),
+            payload: message.payload,
+        }
+    }
+}
+
+fn is_absent(error: &LastRawMessageErrorKind) -> bool {
+    match error {
+        LastRawMessageErrorKind::NoMessageFound => true,
+        LastRawMessageErrorKind::JetStream(error) => {
+            error.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND
+        }
+        _ => false,
+    }
+}
+
+/// The last sequence of a stream, asked while a connection is being prepared.
+pub(super) async fn last_sequence(broker: &Broker, kind: StreamKind) -> Result<u64, Problem> {
+    broker.span(kind).await.map(|(_, last)| last).map_err(|error| Problem::NoAnswer(error.to_string()))
+}

@@ -1,0 +1,123 @@
+//! Visits: one-off connections of the command line, which prepare nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_nats::jetstream::{self, consumer};
+use async_nats::{Client, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use super::connect::{Broker, options};
+use super::provision::{self, Plan};
+use super::{Names, from_nats, to_nats};
+use crate::config::Nats;
+use crate::event::Headers;
+
+/// A short connection to NATS.
+pub(crate) struct Visitor {
+    client: Client,
+    jetstream: jetstream::Context,
+    names: Names,
+}
+
+/// A message that passed by.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// The subject, without a configured prefix.
+    pub(crate) subject: String,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
+}
+
+/// What a server says of itself.
+pub(crate) struct Server {
+    pub(crate) version: String,
+    pub(crate) new_enough: bool,
+    pub(crate) max_payload: usize,
+}
+
+impl Broker {
+    /// Connects for a short time. Unlike the roles, this needs the server to be there.
+    pub(crate) async fn visit(nats: &Nats, names: Names, patience: Duration) -> anyhow::Result<Visitor> {
+        let connect = options(nats)?.name("hookbridge-cli").connect(nats.url.as_slice().to_vec());
+        let unreachable = || format!("NATS cannot be reached at {}", nats.url.as_slice().join(", "));
+        let client =
+            tokio::time::timeout(patience, connect).await.with_context(unreachable)?.with_context(unreachable)?;
+        let jetstream = jetstream::new(client.clone());
+        Ok(Visitor { client, jetstream, names })
+    }
+}
+
+impl Visitor {
+    /// Publishes, and waits for the answer of the stream that takes the subject; `None` when there is none.
+    pub(crate) async fn publish_once(
+        &self,
+        subject: &str,
+        headers: Headers,
+        payload: Bytes,
+        patience: Duration,
+    ) -> anyhow::Result<Option<String>> {
+        let request = async_nats::Request::new().payload(payload).timeout(Some(patience));
+        let request = if headers.is_empty() { request } else { request.headers(to_nats(headers)) };
+        match self.client.send_request(self.names.subject(subject), request).await {
+            Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => Ok(None),
+            Ok(answer) => Ok(Some(String::from_utf8_lossy(&answer.payload).into_owned())),
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => Ok(None),
+            Err(error) => Err(error).context("the stream did not answer"),
+        }
+    }
+
+    /// Calls `seen` for every message on a subject until it returns `false`.
+    pub(crate) async fn watch_subject(
+        &self,
+        subject: &str,
+        from_the_start: bool,
+        seen: &mut impl FnMut(&Seen) -> bool,
+    ) -> anyhow::Result<()> {
+        let subject = self.names.subject(subject);
+        if from_the_start {
+            return self.watch_stream(subject, seen).await;
+        }
+        let mut messages = self.client.subscribe(subject).await?;
+        while let Some(message) = messages.next().await {
+            if !seen(&self.seen(&message)) {
+                return Ok(());
+            }
+        }
+        bail!("the connection to NATS ended")
+    }
+
+    async fn watch_stream(&self, subject: String, seen: &mut impl FnMut(&Seen) -> bool) -> anyhow::Result<()> {
+        let name = self.jetstream.stream_by_subject(&subject).await.context("no stream takes this subject")?;
+        let stream = self.jetstream.get_stream(name).await?;
+        let ordered = consumer::pull::OrderedConfig { filter_subject: subject, ..Default::default() };
+        let mut messages = stream.create_consumer(ordered).await?.messages().await?;
+        while let Some(message) = messages.next().await {
+            if !seen(&self.seen(&message?.message)) {
+                return Ok(());
+            }
+        }
+        bail!("the connection to NATS ended")
+    }
+
+    fn seen(&self, message: &async_nats::Message) -> Seen {
+        Seen {
+            subject: self.names.strip(&message.subject).to_owned(),
+            headers: message.headers.as_ref().map(from_nats).unwrap_or_default(),
+            payload: message.payload.clone(),
+        }
+    }
+
+    /// What the server says of itself.
+    pub(crate) fn server(&self) -> Server {
+        let info = self.client.server_info();
+        let new_enough = super::connect::is_new_enough(&info.version);
+        Server { version: info.version, new_enough, max_payload: info.max_payload }
+    }
+
+    /// How the server's streams, durables and buckets differ from the plan. Changes nothing.
+    pub(crate) async fn compare(&self, plan: &Plan) -> anyhow::Result<Vec<String>> {
+        Ok(provision::differences(&self.jetstream, plan, false).await?)
+    }
+}

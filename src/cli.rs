@@ -1,0 +1,157 @@
+//! The command line: one file per command.
+//!
+//! Exit codes: 0 fine, 1 a run-time failure, 2 bad usage or configuration (`check`: 1).
+
+mod check;
+mod dev;
+mod publish;
+mod ready;
+mod send;
+mod serve;
+mod supervise;
+mod tail;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::Roles;
+use crate::config::{self, Config, Layers, Mistakes};
+use crate::telemetry::logs;
+use crate::telemetry::traces::Tracing;
+
+/// The bridge between HTTP webhooks and AI agents on NATS.
+#[derive(Parser)]
+#[command(name = "hookbridge", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Try everything: starts a nats-server of its own, both roles and a demo agent.
+    Dev(dev::Arguments),
+    /// Both roles against an existing NATS.
+    Serve(serve::Arguments),
+    /// The inbound role: HTTP to NATS.
+    Gateway(serve::Arguments),
+    /// The outbound role: NATS to HTTP.
+    Courier(serve::Arguments),
+    /// Validates the configuration and prints what it means.
+    Check(check::Arguments),
+    /// Signs a sample webhook as the provider would and posts it to a source.
+    Send(send::Arguments),
+    /// Watches subjects: headers and body of every message.
+    Tail(tail::Arguments),
+    /// Publishes one message and prints what the stream answered.
+    Publish(publish::Arguments),
+    /// Asks a running process whether it is ready: for health checks of containers.
+    Ready(ready::Arguments),
+    /// Keeps a child process only as long as its own parent lives.
+    #[command(hide = true)]
+    Supervise(supervise::Arguments),
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Debug, Default)]
+struct Common {
+    /// A configuration file; several may be given, later ones win [default: config/hookbridge.toml].
+    #[arg(long = "config", value_name = "FILE", global = true)]
+    files: Vec<PathBuf>,
+    /// The NATS server, instead of the configured one.
+    #[arg(long, value_name = "URL", global = true)]
+    nats: Option<String>,
+}
+
+/// Bad usage or configuration: exit code 2.
+#[derive(Debug, thiserror::Error)]
+enum Usage {
+    #[error("{0}")]
+    Configuration(#[from] Mistakes),
+    #[error("error: {0}")]
+    Other(String),
+}
+
+impl Common {
+    fn load(&self) -> Result<Config, Usage> {
+        Ok(config::load(&self.layers(None))?)
+    }
+
+    fn layers(&self, builtin: Option<(&'static str, &'static str)>) -> Layers {
+        let flags = self.nats.iter().map(|url| ("nats.url", url.clone())).collect();
+        Layers { builtin, files: self.files.clone(), flags }
+    }
+
+    /// The configuration for a command that only needs NATS: without a file, the defaults do.
+    fn load_or_default(&self) -> Result<Config, Usage> {
+        let default_is_there = PathBuf::from(config::DEFAULT_FILE).is_file();
+        let builtin = (self.files.is_empty() && !default_is_there).then_some(("defaults", ""));
+        Ok(config::load(&self.layers(builtin))?)
+    }
+}
+
+/// Parses the arguments, runs the command, and says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to the parser, and fine to us. Nobody can be told if this fails.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into()),
+    };
+    let code = runtime.block_on(run(cli.command));
+    // What still runs was told to stop and had its time.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(command: Command) -> ExitCode {
+    let done = match command {
+        Command::Dev(arguments) => dev::run(arguments).await,
+        Command::Serve(arguments) => serve::run(arguments, Roles::Both).await,
+        Command::Gateway(arguments) => serve::run(arguments, Roles::Gateway).await,
+        Command::Courier(arguments) => serve::run(arguments, Roles::Courier).await,
+        Command::Check(arguments) => return check::run(arguments).await,
+        Command::Send(arguments) => send::run(arguments).await,
+        Command::Tail(arguments) => tail::run(arguments).await,
+        Command::Publish(arguments) => publish::run(arguments).await,
+        Command::Ready(arguments) => ready::run(arguments).await,
+        Command::Supervise(arguments) => supervise::run(arguments).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(usage) = error.downcast_ref::<Usage>() {
+        complain(&usage.to_string());
+        return ExitCode::from(2);
+    }
+    complain(&format!("error: {error:#}"));
+    ExitCode::FAILURE
+}
+
+/// A line for the person at the terminal. If nobody reads it, nobody is told.
+fn say(line: &str) {
+    drop(writeln!(std::io::stdout().lock(), "{line}"));
+}
+
+/// A line on standard error.
+fn complain(line: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+/// Sets up logs and traces for a process that stays.
+fn telemetry(config: &Config) -> anyhow::Result<Option<Tracing>> {
+    logs::init(&config.telemetry)
+}

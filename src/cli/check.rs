@@ -1,0 +1,219 @@
+//! `hookbridge check`: what the configuration means, and everything that is wrong with it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::{Common, Usage, complain, say};
+use crate::broker::{Broker, Names, Plan, Server, Visitor};
+use crate::config::{self, AgentPattern, Config, HEADER_ROOM, StreamKind, Verify};
+use crate::event::Place;
+
+/// Server memory per message id in a duplicate window, and replica. Measured on nats-server 2.15.1: 165 to 235.
+const BYTES_PER_ID: u64 = 235;
+/// Server memory per distinct subject of a stream. Measured on nats-server 2.15.1.
+const BYTES_PER_SUBJECT: u64 = 363;
+/// How long to wait for NATS.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Also ask the server: version, max_payload, and how its streams differ.
+    #[arg(long)]
+    online: bool,
+    /// The webhooks a second that memory is reckoned for.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rate: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Prints what the configuration means. Exit code 1 for every kind of mistake.
+pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    let config = match arguments.common.load() {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error.to_string());
+            if let Usage::Configuration(mistakes) = error {
+                complain(&format!("{} wrong", count(mistakes.0.len(), "thing")));
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    roles(&config);
+    sources(&config);
+    agents(&config);
+    destinations(&config);
+    streams(&config, arguments.rate);
+    for warning in config::warnings(&config) {
+        say(&format!("warning: {warning}"));
+    }
+    if arguments.online && !online(&config).await {
+        return ExitCode::FAILURE;
+    }
+    say("the configuration is fine");
+    ExitCode::SUCCESS
+}
+
+fn roles(config: &Config) {
+    let servers: Vec<&str> = config
+        .nats
+        .url
+        .as_slice()
+        .iter()
+        .map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host))
+        .collect();
+    say(&format!("NATS      {}, replicas {}", servers.join(", "), config.nats.replicas));
+    say(&format!("gateway   {}, bodies up to {}", config.gateway.listen, size(config.gateway.max_body.as_u64())));
+    say(&format!("admin     {}", config.admin.listen));
+}
+
+fn sources(config: &Config) {
+    let names = Names::new(config.nats.prefix.clone());
+    say(&format!("\n{}", count(config.sources.len(), "source")));
+    let base =
+        config.gateway.public_url.as_ref().map_or(String::new(), |url| url.as_str().trim_end_matches('/').to_owned());
+    for (name, source) in &config.sources {
+        let token = if source.path_token.is_some() { "/<token>" } else { "" };
+        let proof = match (&source.preset, &source.verify) {
+            (Some(preset), _) => format!("preset {preset}"),
+            (None, Some(Verify::Scheme(scheme))) => format!("signature in {}", scheme.header),
+            (None, _) => "no proof".to_owned(),
+        };
+        let id = source.id_place().map_or("none: by body".to_owned(), |place: Place| place.to_string());
+        let secrets = count(source.secrets.len(), "secret");
+        say(&format!("  POST {base}/hooks/{name}{token} -> {}", names.subject(&format!("events.{name}.<type>"))));
+        say(&format!("    {proof}, {secrets}, delivery id {id}"));
+    }
+}
+
+fn agents(config: &Config) {
+    say(&format!("\n{} with durables", count(config.agents.len(), "agent")));
+    for (name, agent) in &config.agents {
+        let events = if agent.events.is_empty() { "no events".to_owned() } else { agent.events.join(", ") };
+        say(&format!("  {name}: {events}"));
+    }
+}
+
+fn destinations(config: &Config) {
+    say(&format!("\n{}", count(config.endpoints.len(), "endpoint")));
+    for (name, endpoint) in &config.endpoints {
+        let (signatures, secrets) = (endpoint.signatures.len(), endpoint.secrets.len());
+        say(&format!("  {name}: {}", endpoint.url));
+        let signed = format!("{}, {}", count(signatures, "signature"), count(secrets, "secret"));
+        let subjects =
+            if endpoint.subjects.is_empty() { "when named".to_owned() } else { endpoint.subjects.join(", ") };
+        say(&format!("    {subjects}; agents {}; {signed}", agent_list(&endpoint.agents)));
+    }
+    let callbacks = if config.callbacks.allow.is_empty() { "none allowed".to_owned() } else { allowed(config) };
+    say(&format!("callbacks {callbacks}"));
+    let waits: Vec<String> =
+        config.egress.retry.iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
+    say(&format!("retries   {} attempts, after {}", waits.len() + 1, waits.join(", ")));
+}
+
+fn allowed(config: &Config) -> String {
+    let prefixes: Vec<String> = config.callbacks.allow.iter().map(ToString::to_string).collect();
+    format!("{}; agents {}", prefixes.join(", "), agent_list(&config.callbacks.agents))
+}
+
+fn agent_list(agents: &[AgentPattern]) -> String {
+    let names: Vec<&str> = agents
+        .iter()
+        .map(|agent| match agent {
+            AgentPattern::Any => "*",
+            AgentPattern::Named(name) => name.as_str(),
+        })
+        .collect();
+    names.join(", ")
+}
+
+fn streams(config: &Config, rate: u64) {
+    let names = Names::new(config.nats.prefix.clone());
+    say("\nstreams, and what they may take");
+    for kind in StreamKind::ALL {
+        let limits = config.streams.limits(kind);
+        let age = limits.max_age.map_or("for ever".to_owned(), |age| humantime::format_duration(age).to_string());
+        let bytes = limits.max_bytes.map_or("the server's disk".to_owned(), size);
+        let messages = limits.max_messages.map_or(String::new(), |messages| format!(", {messages} messages"));
+        let memory = memory(config, kind, rate);
+        let subjects = names.subject(kind.subjects());
+        say(&format!("  {:<12} {subjects:<14} {age}, {bytes}{messages}; memory {memory}", names.stream(kind)));
+    }
+    say(&format!("  buckets      {}, {}", names.endpoints_bucket(), names.tasks_bucket()));
+}
+
+/// What the server holds in memory for a stream, beyond its working set.
+fn memory(config: &Config, kind: StreamKind, rate: u64) -> String {
+    let limits = config.streams.limits(kind);
+    match kind {
+        StreamKind::Events => {
+            let ids = rate.saturating_mul(limits.duplicate_window.as_secs());
+            format!("{} for ids at {rate}/s", size(ids.saturating_mul(BYTES_PER_ID)))
+        }
+        StreamKind::Receipts | StreamKind::Dead => {
+            let subjects = limits.max_messages.unwrap_or(1_000_000);
+            format!("up to {} for subjects", size(subjects.saturating_mul(BYTES_PER_SUBJECT)))
+        }
+        StreamKind::Retry => format!("{} per million waiting", size(BYTES_PER_SUBJECT.saturating_mul(1_000_000))),
+        StreamKind::Outbox | StreamKind::Tasks | StreamKind::Quarantine => "small".to_owned(),
+    }
+}
+
+async fn online(config: &Config) -> bool {
+    say("\nserver");
+    let names = Names::new(config.nats.prefix.clone());
+    let visitor = match Broker::visit(&config.nats, names, PATIENCE).await {
+        Ok(visitor) => visitor,
+        Err(error) => {
+            complain(&format!("error: {error:#}"));
+            return false;
+        }
+    };
+    let server = visitor.server();
+    let fits = payload_fits(config, &server);
+    let compared = differences(config, &visitor).await;
+    let new_enough = server.new_enough;
+    say(&format!("  nats-server {}, max_payload {}", server.version, size(server.max_payload as u64)));
+    if !new_enough {
+        complain(&format!("error: nats-server {} is too old: Hookbridge needs 2.12 or newer", server.version));
+    }
+    fits && compared && new_enough
+}
+
+fn payload_fits(config: &Config, server: &Server) -> bool {
+    let needed = config.gateway.max_body.as_u64() + HEADER_ROOM;
+    if needed <= server.max_payload as u64 {
+        return true;
+    }
+    complain(&format!(
+        "error: gateway.max_body {} with headers needs max_payload {}, and the server has {}: larger bodies would be answered 413",
+        size(config.gateway.max_body.as_u64()),
+        size(needed),
+        size(server.max_payload as u64)
+    ));
+    false
+}
+
+async fn differences(config: &Config, visitor: &Visitor) -> bool {
+    match visitor.compare(&Plan::new(config, false)).await {
+        Ok(differences) => {
+            differences.iter().for_each(|difference| say(&format!("  {difference}")));
+            true
+        }
+        Err(error) => {
+            complain(&format!("error: {error:#}"));
+            false
+        }
+    }
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

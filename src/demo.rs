@@ -1,0 +1,118 @@
+//! What `hookbridge dev` shows: an agent that answers events, and an endpoint that receives the answers.
+//!
+//! The agent does what any agent does: it takes events from its durable, publishes to its outbox, waits for
+//! the stream's confirmation, and only then acks. The endpoint verifies what it receives.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use bytes::Bytes;
+use data_encoding::BASE32_NOPAD;
+use http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Broker, Consumer, Outgoing, Received};
+use crate::config::{Endpoint, SignatureForm, StreamKind};
+use crate::event::headers::Headers;
+use crate::event::place::Parts;
+use crate::event::trace;
+use crate::secret::{KeyError, KeyRing};
+use crate::signature::{Key, Scheme};
+
+/// The agent's name, and the source and endpoint that it serves.
+pub(crate) const NAME: &str = "demo";
+/// Events that the agent works on at once.
+const SLOTS: NonZeroUsize = NonZeroUsize::MIN;
+/// How long the outbox may take to confirm.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+
+/// Says what happens, in lines for a person.
+pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Answers every event until stopped.
+pub(crate) async fn agent(broker: Broker, say: Say, stop: CancellationToken) {
+    let consumer = Consumer::new(broker.clone(), StreamKind::Events, NAME, SLOTS);
+    let tasks = tokio_util::task::TaskTracker::new();
+    let answer = |event: Received, slot| {
+        let (broker, say) = (broker.clone(), say.clone());
+        tasks.spawn(async move {
+            match answer(&broker, &event, &say).await {
+                Ok(()) => event.ack().await,
+                Err(error) => {
+                    say(&format!("agent     could not answer, will try again: {error}"));
+                    event.give_back(Duration::from_secs(1)).await;
+                }
+            }
+            drop(slot);
+        });
+    };
+    consumer.run(&stop, answer).await;
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn answer(broker: &Broker, event: &Received, say: &Say) -> Result<(), crate::broker::PublishError> {
+    let id = event.headers.get("ce-id").unwrap_or_default();
+    let body: Value = serde_json::from_slice(&event.payload).unwrap_or(Value::Null);
+    say(&format!("agent     got {} (id {id})", event.subject));
+    let payload = json!({ "answer": "done", "subject": event.subject, "event": id, "you_said": body });
+    let mut headers = Headers::default();
+    headers.push("Hookbridge-Endpoint", NAME);
+    headers.push("content-type", "application/json");
+    if let Some(trace) = trace::Context::read(&event.headers) {
+        trace.write(&mut headers);
+    }
+    // The same event gives the same id: an event that comes twice is answered once.
+    let message_id = format!("{NAME}-{}", &BASE32_NOPAD.encode(&Sha256::digest(id))[..26]);
+    let outgoing = Outgoing {
+        subject: format!("outbox.{NAME}"),
+        headers,
+        payload: payload.to_string().into(),
+        message_id: Some(message_id.clone()),
+    };
+    broker.publish(outgoing, CONFIRM_WITHIN).await?;
+    say(&format!("agent     answered on outbox.{NAME} (id {message_id})"));
+    Ok(())
+}
+
+/// The schemes and keys that the endpoint verifies with.
+type Keys = Arc<Vec<(Scheme, KeyRing<Key>)>>;
+
+/// A receiver that verifies every form that the endpoint is configured to be signed with.
+pub(crate) fn endpoint(endpoint: &Endpoint, say: Say) -> Result<Router, KeyError> {
+    let prepare = |scheme: Scheme| {
+        let of_secret = scheme.clone();
+        let keys = KeyRing::load(endpoint.secrets.clone(), move |secret| of_secret.key(secret))?;
+        Ok((scheme, keys))
+    };
+    let keys = endpoint.signatures.iter().filter_map(SignatureForm::scheme).map(prepare);
+    let keys: Keys = Arc::new(keys.collect::<Result<_, KeyError>>()?);
+    Ok(Router::new().route("/", post(receive)).with_state((keys, say)))
+}
+
+async fn receive(State((keys, say)): State<(Keys, Say)>, headers: HeaderMap, body: Bytes) -> Response {
+    let id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let place = "header:webhook-id".parse().ok();
+    let parts = Parts { headers: &headers, query: "", body: &body };
+    let verify = |(scheme, keys): &(Scheme, KeyRing<Key>)| {
+        scheme.verify(&keys.keys(), place.as_ref(), parts, SystemTime::now()).map(|()| scheme.header.to_string())
+    };
+    match keys.iter().map(verify).collect::<Result<Vec<_>, _>>() {
+        Ok(verified) => {
+            let text = String::from_utf8_lossy(&body);
+            say(&format!("endpoint  received {id}, verified {}: {text}", verified.join(" and ")));
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(rejection) => {
+            say(&format!("endpoint  refused {id}: {rejection}"));
+            (StatusCode::UNAUTHORIZED, "signature missing or wrong\n").into_response()
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Dead letters: everything that is needed to look into a delivery, and to send it again.
+
+use bytes::Bytes;
+
+use super::intake::Original;
+use super::reason::Refusal;
+use crate::broker::Outgoing;
+use crate::event::headers::Headers;
+
+/// What a dead letter leaves free under the server's `max_payload`.
+const HEADER_ROOM: usize = 16 * 1024;
+
+/// A delivery that is given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeadLetter<'a> {
+    pub(super) agent: &'a str,
+    pub(super) message_id: &'a str,
+    pub(super) delivery_id: &'a str,
+    /// Empty where nobody was named.
+    pub(super) destination: &'a str,
+    pub(super) attempt: u32,
+    pub(super) refusal: &'a Refusal,
+    /// The outbox message; none when it has expired.
+    pub(super) original: Option<&'a Original>,
+}
+
+impl DeadLetter<'_> {
+    /// The message `dead.<agent>.<delivery id>`: the original body, everything else in headers.
+    pub(super) fn message(&self, max_payload: usize) -> Outgoing {
+        let mut headers = Headers::default();
+        headers.push("Hookbridge-Reason", self.refusal.reason.as_str());
+        headers.push("Hookbridge-Detail", printable(&self.refusal.detail));
+        headers.push("Hookbridge-Destination", printable(self.destination));
+        headers.push("Hookbridge-Attempt", self.attempt.to_string());
+        headers.push("Hookbridge-Message-Id", self.message_id);
+        headers.push("Hookbridge-Delivery-Id", self.delivery_id);
+        let mut payload = Bytes::new();
+        if let Some(original) = self.original {
+            headers.push("Hookbridge-Subject", printable(&original.subject));
+            headers.push("Hookbridge-Outbox-Sequence", original.sequence.to_string());
+            let own: Vec<_> = original.headers.iter().filter(|(name, _)| is_original(name)).collect();
+            let room = own.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
+            if room + headers.wire_bytes() <= HEADER_ROOM {
+                own.into_iter().for_each(|(name, value)| headers.push(name.to_owned(), value));
+            } else {
+                headers.push("Hookbridge-Headers", "too-large");
+            }
+            if original.payload.len() <= max_payload.saturating_sub(HEADER_ROOM) {
+                payload = original.payload.clone();
+            } else {
+                headers.push("Hookbridge-Body", "too-large");
+            }
+        }
+        Outgoing { subject: format!("dead.{}.{}", self.agent, self.delivery_id), headers, payload, message_id: None }
+    }
+}
+
+/// The original's headers, less what NATS would act on again and what only Hookbridge may say.
+fn is_original(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let routing = ["hookbridge-endpoint", "hookbridge-callback-url", "hookbridge-task-id"].contains(&lower.as_str());
+    routing || !(lower.starts_with("nats-") || lower.starts_with("hookbridge-"))
+}
+
+/// One line, whatever came from outside.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1024).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::reason::Reason;
+
+    fn letter(headers: &[(&'static str, &str)], payload: &'static [u8], max_payload: usize) -> Outgoing {
+        let original = Original {
+            subject: "outbox.a".to_owned(),
+            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).to_owned())).collect(),
+            payload: Bytes::from_static(payload),
+            sequence: 7,
+            fallback_id: String::new(),
+        };
+        let refusal = Refusal::new(Reason::Exhausted, "line\nbreak");
+        let letter = DeadLetter {
+            agent: "a",
+            message_id: "m",
+            delivery_id: "m-1",
+            destination: "crm",
+            attempt: 3,
+            refusal: &refusal,
+            original: Some(&original),
+        };
+        letter.message(max_payload)
+    }
+
+    #[test]
+    fn a_dead_letter_carries_the_body_and_everything_for_a_replay() {
+        let message = letter(&[("content-type", "text/plain"), ("Hookbridge-Endpoint", "crm")], b"body", 1 << 20);
+        assert_eq!((message.subject.as_str(), &message.payload[..]), ("dead.a.m-1", &b"body"[..]));
+        for (name, value) in [
+            ("Hookbridge-Reason", "exhausted"),
+            ("Hookbridge-Detail", "line break"),
+            ("Hookbridge-Attempt", "3"),
+            ("Hookbridge-Subject", "outbox.a"),
+            ("Hookbridge-Endpoint", "crm"),
+            ("content-type", "text/plain"),
+        ] {
+            assert_eq!(message.headers.get(name), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_agent_cannot_say_what_only_hookbridge_or_nats_says() {
+        let message =
+            letter(&[("Nats-Msg-Id", "x"), ("hookbridge-reason", "forged"), ("Nats-TTL", "1s")], b"", 1 << 20);
+        assert_eq!(message.headers.get("Nats-Msg-Id"), None);
+        assert_eq!(message.headers.get("Nats-TTL"), None);
+        assert_eq!(message.headers.all("Hookbridge-Reason").collect::<Vec<_>>(), ["exhausted"]);
+    }
+
+    #[test]
+    fn a_body_that_does_not_fit_is_left_out_and_said_so() {
+        let message = letter(&[], b"12345", HEADER_ROOM + 4);
+        assert!(message.payload.is_empty());
+        assert_eq!(message.headers.get("Hookbridge-Body"), Some("too-large"));
+    }
+}

@@ -1,0 +1,171 @@
+//! Where deliveries can go, prepared for use: URL, keys, headers and who may.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use url::Url;
+
+use crate::config::{self, AgentPattern, AllowedUrl, Config, SignatureForm};
+use crate::event::{Name, id};
+use crate::secret::{KeyError, KeyRing, Reload, SecretRef};
+use crate::signature::{Key, Scheme};
+
+/// All destinations of a configuration.
+pub(crate) struct Destinations {
+    pub(super) endpoints: BTreeMap<Name, Arc<Endpoint>>,
+    pub(super) callbacks: Arc<Callbacks>,
+}
+
+/// A named endpoint.
+pub(super) struct Endpoint {
+    pub(super) name: Name,
+    pub(super) url: Url,
+    pub(super) subjects: Vec<String>,
+    pub(super) agents: Vec<AgentPattern>,
+    pub(super) headers: HeaderMap,
+    pub(super) signer: Signer,
+}
+
+/// The policy for URLs that come with a message.
+pub(super) struct Callbacks {
+    pub(super) allow: Vec<AllowedUrl>,
+    pub(super) agents: Vec<AgentPattern>,
+    pub(super) signer: Signer,
+}
+
+/// One place that a delivery can be sent to.
+#[derive(Clone)]
+pub(super) enum Destination {
+    Endpoint(Arc<Endpoint>),
+    Callback { url: Box<Url>, policy: Arc<Callbacks> },
+}
+
+/// Signs requests with every secret in every form that a destination wants.
+pub(super) struct Signer(Vec<(Scheme, Arc<KeyRing<Key>>)>);
+
+impl Destinations {
+    /// Prepares every destination; the error names the one whose secrets cannot be used.
+    pub(crate) fn new(config: &Config) -> Result<Self, (String, KeyError)> {
+        let mut endpoints = BTreeMap::new();
+        for (name, endpoint) in &config.endpoints {
+            let prepared = Endpoint::new(name, endpoint).map_err(|error| (format!("endpoints.{name}"), error))?;
+            endpoints.insert(name.clone(), Arc::new(prepared));
+        }
+        let callbacks = &config.callbacks;
+        let signer = Signer::new(&callbacks.signatures, &callbacks.secrets);
+        let signer = signer.map_err(|error| ("callbacks".to_owned(), error))?;
+        let (allow, agents) = (callbacks.allow.clone(), callbacks.agents.clone());
+        Ok(Self { endpoints, callbacks: Arc::new(Callbacks { allow, agents, signer }) })
+    }
+
+    /// The key rings that SIGHUP reads again.
+    pub(crate) fn secrets(&self) -> Vec<Arc<dyn Reload>> {
+        let signers = self.endpoints.values().map(|endpoint| &endpoint.signer).chain([&self.callbacks.signer]);
+        signers.flat_map(|signer| signer.0.iter()).map(|(_, keys)| keys.clone() as Arc<dyn Reload>).collect()
+    }
+}
+
+impl Endpoint {
+    fn new(name: &Name, endpoint: &config::Endpoint) -> Result<Self, KeyError> {
+        // Both parse: the configuration was checked when it was loaded.
+        let header = |(name, value): (&String, &String)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?));
+        Ok(Self {
+            name: name.clone(),
+            url: endpoint.url.clone(),
+            subjects: endpoint.subjects.clone(),
+            agents: endpoint.agents.clone(),
+            headers: endpoint.headers.iter().filter_map(header).collect(),
+            signer: Signer::new(&endpoint.signatures, &endpoint.secrets)?,
+        })
+    }
+}
+
+impl Destination {
+    pub(super) fn url(&self) -> &Url {
+        match self {
+            Self::Endpoint(endpoint) => &endpoint.url,
+            Self::Callback { url, .. } => url,
+        }
+    }
+
+    pub(super) fn signer(&self) -> &Signer {
+        match self {
+            Self::Endpoint(endpoint) => &endpoint.signer,
+            Self::Callback { policy, .. } => &policy.signer,
+        }
+    }
+
+    pub(super) fn headers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Endpoint(endpoint) => Some(&endpoint.headers),
+            Self::Callback { .. } => None,
+        }
+    }
+
+    /// The subject token under which its deliveries wait.
+    pub(super) fn token(&self) -> String {
+        match self {
+            Self::Endpoint(endpoint) => id::endpoint_token(&endpoint.name),
+            Self::Callback { url, .. } => id::callback_token(url),
+        }
+    }
+
+    /// What receipts call it: the endpoint's name, or the URL without query and userinfo.
+    pub(super) fn public_name(&self) -> String {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.name.to_string(),
+            Self::Callback { url, .. } => public_url(url),
+        }
+    }
+
+    /// What metrics call it. A callback's URL comes from an agent and must not become a label.
+    pub(super) fn metric_name(&self) -> &str {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.name.as_str(),
+            Self::Callback { .. } => "callback",
+        }
+    }
+
+    /// The request target, without fragment and userinfo.
+    pub(super) fn uri(&self) -> Option<Uri> {
+        let url = self.url();
+        let mut plain = url.clone();
+        plain.set_fragment(None);
+        // Both fail only for URLs without a host, which http and https URLs have.
+        plain.set_username("").ok()?;
+        plain.set_password(None).ok()?;
+        plain.as_str().parse().ok()
+    }
+}
+
+/// A URL without query and userinfo, which may hold secrets.
+pub(super) fn public_url(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    if url.set_username("").is_err() || url.set_password(None).is_err() {
+        return url.scheme().to_owned();
+    }
+    url.to_string()
+}
+
+impl Signer {
+    fn new(forms: &[SignatureForm], secrets: &[SecretRef]) -> Result<Self, KeyError> {
+        let prepare = |scheme: Scheme| {
+            let of_secret = scheme.clone();
+            let keys = KeyRing::load(secrets.to_vec(), move |secret| of_secret.key(secret))?;
+            Ok((scheme, Arc::new(keys)))
+        };
+        forms.iter().filter_map(SignatureForm::scheme).map(prepare).collect::<Result<_, KeyError>>().map(Self)
+    }
+
+    /// The signature headers of one attempt. `timestamp` is in seconds since 1970.
+    pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
+        let header = |(scheme, keys): &(Scheme, Arc<KeyRing<Key>>)| {
+            let value = scheme.sign(&keys.keys(), id, timestamp, body);
+            Some((scheme.header.clone(), HeaderValue::try_from(value).ok()?))
+        };
+        self.0.iter().filter_map(header).collect()
+    }
+}

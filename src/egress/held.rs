@@ -1,0 +1,29 @@
+//! What this process has in its hands, so that it never works twice on one delivery at a time.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The deliveries in hand. Bounded by the slots of the consumers.
+#[derive(Clone, Default)]
+pub(super) struct Held(Arc<Mutex<HashSet<String>>>);
+
+/// A delivery in hand, until this is dropped.
+pub(super) struct Hold {
+    held: Held,
+    key: String,
+}
+
+impl Held {
+    /// Takes a delivery in hand; `None` when it already is.
+    pub(super) fn take(&self, agent: &str, delivery_id: &str) -> Option<Hold> {
+        let key = format!("{agent}.{delivery_id}");
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(key.clone()).then(|| Hold { held: self.clone(), key })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.held.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}

@@ -1,0 +1,365 @@
+//! Understanding an outbox message: who sends what, and where to.
+//!
+//! Pure. Whatever cannot be understood becomes a [`Malformed`] with its own id, so that it gets a dead letter
+//! and a receipt like everything else.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use serde::de::{Deserializer as _, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use url::Url;
+
+use super::reason::{Reason, Refusal};
+use crate::event::headers::Headers;
+use crate::event::{id, name, subject, trace};
+
+const ENDPOINT: &str = "Hookbridge-Endpoint";
+const CALLBACK_URL: &str = "Hookbridge-Callback-Url";
+const TASK_ID: &str = "Hookbridge-Task-Id";
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// The content type of a body whose sender does not say: agents mostly speak JSON.
+const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
+
+/// A message as it stands in OUTBOX.
+#[derive(Clone, Debug)]
+pub(super) struct Original {
+    pub(super) subject: String,
+    pub(super) headers: Headers,
+    pub(super) payload: Bytes,
+    pub(super) sequence: u64,
+    /// The id that the message has if it brings none.
+    pub(super) fallback_id: String,
+}
+
+/// A message that was understood.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) agent: String,
+    /// Safe as a subject token; also the `webhook-id`.
+    pub(super) id: String,
+    pub(super) target: Target,
+    pub(super) body: Bytes,
+    pub(super) content_type: HeaderValue,
+    pub(super) trace: Option<trace::Context>,
+}
+
+/// Where a message says that it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// To the endpoint of this name.
+    Endpoint(String),
+    /// To this URL.
+    Callback(Box<Url>),
+    /// An update of this task.
+    Task(String),
+    /// To every endpoint that wants the subject.
+    FanOut,
+}
+
+/// A message that was not understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Malformed {
+    pub(super) agent: String,
+    pub(super) id: String,
+    pub(super) refusal: Refusal,
+}
+
+/// Understands a message by the contract.
+pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
+    let (agent, topic) = subject::outbox(&original.subject).unwrap_or_default();
+    let valid_agent = name::is_token(agent);
+    let header_id = original.headers.iter().find(|(name, _)| *name == MESSAGE_ID).map(|(_, value)| value);
+    let malformed = |detail: String| Malformed {
+        agent: if valid_agent { agent.to_owned() } else { "_".to_owned() },
+        id: header_id.map_or_else(|| original.fallback_id.clone(), id::message),
+        refusal: Refusal::new(Reason::Malformed, detail),
+    };
+    if !valid_agent {
+        return Err(malformed(format!("`{agent}` is not an agent's name: use 1 to 64 of A-Z a-z 0-9 _ -")));
+    }
+    refuse_misspelt_id(&original.headers).map_err(malformed)?;
+    let envelope = match routing_header(&original.headers).map_err(malformed)? {
+        Some(target) => Envelope { target: Some(target), ..Envelope::default() },
+        // On a topic the body is never looked into.
+        None if topic.is_some() => Envelope::default(),
+        None => envelope(&original.payload).map_err(malformed)?,
+    };
+    let content_type = match envelope.content_type.as_deref().or_else(|| original.headers.get("content-type")) {
+        Some(text) => HeaderValue::from_str(text)
+            .ok()
+            .filter(|value| value.to_str().is_ok())
+            .ok_or_else(|| malformed(format!("content type {text:?} is not what an HTTP header can carry")))?,
+        None => DEFAULT_CONTENT_TYPE,
+    };
+    let id = header_id.or(envelope.id.as_deref()).map_or_else(|| original.fallback_id.clone(), id::message);
+    let body = match envelope.payload {
+        Some(payload) => payload,
+        None => original.payload.clone(),
+    };
+    Ok(Message {
+        agent: agent.to_owned(),
+        id,
+        target: envelope.target.unwrap_or(Target::FanOut),
+        body,
+        content_type,
+        trace: trace::Context::read(&original.headers),
+    })
+}
+
+/// NATS knows the id only in its own spelling; in any other the message looks idempotent and is not.
+fn refuse_misspelt_id(headers: &Headers) -> Result<(), String> {
+    match headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(MESSAGE_ID) && *name != MESSAGE_ID) {
+        Some((name, _)) => {
+            Err(format!("header `{name}` must be written `{MESSAGE_ID}`: NATS ignores any other spelling"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The target that a routing header names, if there is one. Two are one too many.
+fn routing_header(headers: &Headers) -> Result<Option<Target>, String> {
+    let named = |header: &'static str| headers.all(header).map(move |value| (header, value));
+    let mut all = [ENDPOINT, CALLBACK_URL, TASK_ID].into_iter().flat_map(named);
+    let Some((header, value)) = all.next() else { return Ok(None) };
+    if let Some((second, _)) = all.next() {
+        return Err(format!("has two routing headers, `{header}` and `{second}`: use one"));
+    }
+    match header {
+        ENDPOINT => Ok(Some(Target::Endpoint(value.to_owned()))),
+        CALLBACK_URL => callback(value).map(Some),
+        _ => Ok(Some(Target::Task(value.to_owned()))),
+    }
+}
+
+fn callback(url: &str) -> Result<Target, String> {
+    url.parse()
+        .map(|url| Target::Callback(Box::new(url)))
+        .map_err(|error| format!("the callback URL is not a URL: {error}"))
+}
+
+/// What an envelope says.
+#[derive(Default)]
+struct Envelope {
+    target: Option<Target>,
+    id: Option<String>,
+    content_type: Option<String>,
+    /// The body, where it is not the whole message.
+    payload: Option<Bytes>,
+}
+
+/// Reads the body of a message on the bare subject. Whatever is not a JSON object with a routing key is data.
+fn envelope(body: &Bytes) -> Result<Envelope, String> {
+    let members = match members(body) {
+        Members::NotAnObject => return Ok(Envelope::default()),
+        Members::Duplicate(key) => return Err(format!("key `{key}` occurs twice")),
+        Members::Of(members) => members,
+    };
+    let routing: Vec<&str> =
+        ["endpoint", "callback_url", "task_id"].into_iter().filter(|key| members.contains_key(*key)).collect();
+    let [key] = routing[..] else {
+        return match routing[..] {
+            [] => Ok(Envelope::default()),
+            _ => Err(format!("has the routing keys {}: use one", routing.join(" and "))),
+        };
+    };
+    let target = text(&members, key)?.unwrap_or_default();
+    if key == "task_id" {
+        // The whole object is what the callback receives.
+        return Ok(Envelope { target: Some(Target::Task(target)), ..Envelope::default() });
+    }
+    let known = ["payload", "id", "type", "content_type"];
+    if let Some(other) = members.keys().find(|other| *other != key && !known.contains(&other.as_str())) {
+        return Err(format!("unknown key `{other}`; an envelope has {key}, {}", known.join(", ")));
+    }
+    text(&members, "type")?;
+    let (id, content_type) = (text(&members, "id")?, text(&members, "content_type")?);
+    let payload = members.get("payload").ok_or("an envelope needs `payload`, which is what is sent")?;
+    let payload = Some(payload_bytes(body, payload, content_type.as_deref()));
+    let target = if key == "endpoint" { Target::Endpoint(target) } else { callback(&target)? };
+    Ok(Envelope { target: Some(target), id, content_type, payload })
+}
+
+/// The payload as the agent wrote it. A string under a content type that is not JSON is its text.
+fn payload_bytes(body: &Bytes, payload: &RawValue, content_type: Option<&str>) -> Bytes {
+    let is_json = content_type.is_none_or(|content_type| content_type.to_ascii_lowercase().contains("json"));
+    match serde_json::from_str::<String>(payload.get()) {
+        Ok(text) if !is_json => text.into(),
+        _ => body.slice_ref(payload.get().as_bytes()),
+    }
+}
+
+fn text(members: &BTreeMap<String, &RawValue>, key: &str) -> Result<Option<String>, String> {
+    let Some(value) = members.get(key) else { return Ok(None) };
+    serde_json::from_str(value.get()).map(Some).map_err(|_| format!("`{key}` must be a text"))
+}
+
+/// The members of a JSON object, values unread.
+enum Members<'a> {
+    NotAnObject,
+    Duplicate(String),
+    Of(BTreeMap<String, &'a RawValue>),
+}
+
+fn members(body: &[u8]) -> Members<'_> {
+    struct Object;
+    impl<'de> Visitor<'de> for Object {
+        type Value = (BTreeMap<String, &'de RawValue>, Option<String>);
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+            let (mut members, mut duplicate) = (BTreeMap::new(), None);
+            while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                let key = key.into_owned();
+                if members.len() >= MAX_MEMBERS {
+                    return Err(M::Error::custom("too many members"));
+                }
+                if members.insert(key.clone(), map.next_value()?).is_some() {
+                    duplicate = Some(key);
+                }
+            }
+            Ok((members, duplicate))
+        }
+    }
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Members::NotAnObject;
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    match json.deserialize_map(Object).and_then(|read| json.end().map(|()| read)) {
+        Ok((_, Some(duplicate))) => Members::Duplicate(duplicate),
+        Ok((members, None)) => Members::Of(members),
+        Err(_) => Members::NotAnObject,
+    }
+}
+
+/// The most members of an object that is looked at as an envelope; a larger one is data.
+const MAX_MEMBERS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn original(subject: &str, headers: &[(&'static str, &str)], body: &str) -> Original {
+        Original {
+            subject: subject.to_owned(),
+            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).to_owned())).collect(),
+            payload: Bytes::copy_from_slice(body.as_bytes()),
+            sequence: 1,
+            fallback_id: "m_fallback".to_owned(),
+        }
+    }
+
+    fn understood(subject: &str, headers: &[(&'static str, &str)], body: &str) -> Message {
+        understand(&original(subject, headers, body)).unwrap()
+    }
+
+    fn malformed(subject: &str, headers: &[(&'static str, &str)], body: &str) -> String {
+        let malformed = understand(&original(subject, headers, body)).unwrap_err();
+        assert_eq!(malformed.refusal.reason, Reason::Malformed);
+        malformed.refusal.detail
+    }
+
+    const BARE: &str = "outbox.planner";
+
+    #[test]
+    fn a_routing_header_in_any_case_makes_the_body_data() {
+        let message = understood(BARE, &[("hookbridge-ENDPOINT", "crm")], r#"{"callback_url":"https://x"}"#);
+        assert_eq!(message.target, Target::Endpoint("crm".to_owned()));
+        assert_eq!(message.body, r#"{"callback_url":"https://x"}"#);
+    }
+
+    #[test]
+    fn an_envelope_gives_target_id_and_the_payload_as_written() {
+        let body = r#" {"endpoint":"crm","id":"p-1","type":"t","payload":{"b": 1.50,"a":[ ]}} "#;
+        let message = understood(BARE, &[], body);
+        assert_eq!((message.target, message.id.as_str()), (Target::Endpoint("crm".to_owned()), "p-1"));
+        assert_eq!(message.body, r#"{"b": 1.50,"a":[ ]}"#);
+        assert_eq!(message.content_type, "application/json");
+    }
+
+    #[test]
+    fn a_text_payload_under_a_text_content_type_is_its_text() {
+        let message = understood(BARE, &[], r#"{"endpoint":"crm","content_type":"text/plain","payload":"h\u0069"}"#);
+        assert_eq!((&message.body[..], message.content_type.to_str().unwrap()), (&b"hi"[..], "text/plain"));
+    }
+
+    #[test]
+    fn on_a_topic_the_body_is_never_looked_into() {
+        let body = r#"{"callback_url":"https://x","endpoint":"crm","task_id":"t"}"#;
+        let message = understood("outbox.planner.ticket.new", &[], body);
+        assert_eq!((message.target, &message.body[..]), (Target::FanOut, body.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_no_envelope_on_the_bare_subject_is_data() {
+        for body in ["", "hello", "[1]", r#"{"text":"hello"}"#, r#"{"endpoint":"#, "\u{0}"] {
+            let message = understood(BARE, &[], body);
+            assert_eq!((message.target, &message.body[..]), (Target::FanOut, body.as_bytes()), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_task_update_is_sent_whole() {
+        let body = r#"{"task_id":"t1","status":"working","anything":1}"#;
+        let message = understood(BARE, &[], body);
+        assert_eq!((message.target, &message.body[..]), (Target::Task("t1".to_owned()), body.as_bytes()));
+    }
+
+    #[test]
+    fn two_places_to_go_are_malformed() {
+        let both = [("Hookbridge-Endpoint", "a"), ("Hookbridge-Task-Id", "b")];
+        assert!(malformed(BARE, &both, "").contains("two routing headers"));
+        let twice = [("Hookbridge-Endpoint", "a"), ("hookbridge-endpoint", "a")];
+        assert!(malformed(BARE, &twice, "").contains("two routing headers"));
+        assert!(malformed(BARE, &[], r#"{"endpoint":"a","task_id":"b"}"#).contains("endpoint and task_id"));
+    }
+
+    #[test]
+    fn an_envelope_with_anything_else_in_it_is_malformed() {
+        for (body, expected) in [
+            (r#"{"endpoint":"a"}"#, "needs `payload`"),
+            (r#"{"endpoint":"a","payload":1,"pay_load":2}"#, "unknown key `pay_load`"),
+            (r#"{"endpoint":5,"payload":1}"#, "`endpoint` must be a text"),
+            (r#"{"endpoint":"a","payload":1,"id":7}"#, "`id` must be a text"),
+            (r#"{"endpoint":"a","payload":1,"payload":2}"#, "occurs twice"),
+            (r#"{"callback_url":"not a url","payload":1}"#, "is not a URL"),
+            (r#"{"endpoint":"a","payload":1,"content_type":"a\nb"}"#, "content type"),
+        ] {
+            let detail = malformed(BARE, &[], body);
+            assert!(detail.contains(expected), "{body}: {detail}");
+        }
+    }
+
+    #[test]
+    fn an_id_header_in_another_spelling_is_malformed() {
+        assert!(malformed(BARE, &[("nats-msg-id", "x")], "").contains("Nats-Msg-Id"));
+    }
+
+    #[test]
+    fn the_id_header_wins_over_the_envelopes_and_the_fallback_comes_last() {
+        let body = r#"{"endpoint":"a","payload":1,"id":"inner"}"#;
+        assert_eq!(understood(BARE, &[("Nats-Msg-Id", "outer")], body).id, "outer");
+        assert_eq!(understood(BARE, &[], body).id, "inner");
+        assert_eq!(understood(BARE, &[], "x").id, "m_fallback");
+        assert!(understood(BARE, &[("Nats-Msg-Id", "a.b *")], "x").id.starts_with("h_"));
+    }
+
+    #[test]
+    fn an_agent_name_that_is_no_token_is_malformed_under_an_underscore() {
+        let original = original("outbox.pl$nner.x", &[], "");
+        assert_eq!(understand(&original).unwrap_err().agent, "_");
+    }
+
+    #[test]
+    fn a_content_type_that_http_cannot_carry_is_malformed() {
+        assert!(malformed(BARE, &[("content-type", "text/plain\u{1}")], "").contains("content type"));
+        assert!(malformed(BARE, &[("content-type", "é")], "").contains("content type"));
+    }
+}

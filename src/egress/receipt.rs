@@ -1,0 +1,116 @@
+//! Receipts: what an agent learns about its deliveries.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::reason::{Failure, Reason};
+use crate::broker::Outgoing;
+use crate::clock::rfc3339;
+use crate::event::headers::Headers;
+use crate::event::trace;
+
+/// What became of an attempt, or of a whole delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Status {
+    Delivered,
+    Retrying,
+    Dead,
+    Cancelled,
+}
+
+impl Status {
+    /// The outcomes after which nothing more happens by itself.
+    pub(super) const TERMINAL: [Self; 3] = [Self::Delivered, Self::Dead, Self::Cancelled];
+
+    /// The subject token.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retrying => "retrying",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// `receipts.<agent>.<outcome>.<delivery id>`
+pub(super) fn subject(agent: &str, status: Status, delivery_id: &str) -> String {
+    format!("receipts.{agent}.{}.{delivery_id}", status.as_str())
+}
+
+/// One receipt, before it is written.
+#[derive(Clone, Debug)]
+pub(super) struct Receipt<'a> {
+    pub(super) agent: &'a str,
+    pub(super) message_id: &'a str,
+    pub(super) delivery_id: &'a str,
+    /// Empty where nobody was named.
+    pub(super) destination: &'a str,
+    pub(super) status: Status,
+    /// 0 where no attempt was made.
+    pub(super) attempt: u32,
+    pub(super) http_status: Option<u16>,
+    pub(super) failure: Option<Failure>,
+    pub(super) reason: Option<Reason>,
+    pub(super) detail: Option<String>,
+    pub(super) duration: Option<Duration>,
+    pub(super) next_attempt: Option<SystemTime>,
+    pub(super) at: SystemTime,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    delivery: &'a str,
+    message: &'a str,
+    agent: &'a str,
+    destination: Option<&'a str>,
+    outcome: &'static str,
+    attempt: u32,
+    status: Option<u16>,
+    error: Option<&'static str>,
+    reason: Option<&'static str>,
+    detail: Option<&'a str>,
+    duration_ms: Option<u64>,
+    next_attempt_at: Option<String>,
+    at: String,
+}
+
+/// What a later reader needs of a receipt.
+#[derive(Deserialize)]
+pub(super) struct Attempted {
+    pub(super) attempt: u32,
+}
+
+impl Receipt<'_> {
+    /// The message that tells it.
+    pub(super) fn message(&self, trace: Option<&trace::Context>) -> Outgoing {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let body = Body {
+            delivery: self.delivery_id,
+            message: self.message_id,
+            agent: self.agent,
+            destination: Some(self.destination).filter(|name| !name.is_empty()),
+            outcome: self.status.as_str(),
+            attempt: self.attempt,
+            status: self.http_status,
+            error: self.failure.map(Failure::as_str),
+            reason: self.reason.map(Reason::as_str),
+            detail: self.detail.as_deref(),
+            duration_ms: self.duration.map(millis),
+            next_attempt_at: self.next_attempt.map(rfc3339),
+            at: rfc3339(self.at),
+        };
+        let mut headers = Headers::default();
+        if let Some(trace) = trace {
+            trace.write(&mut headers);
+        }
+        Outgoing {
+            subject: subject(self.agent, self.status, self.delivery_id),
+            headers,
+            // Texts, numbers and nothing else: this always serializes.
+            payload: serde_json::to_vec(&body).unwrap_or_default().into(),
+            message_id: None,
+        }
+    }
+}

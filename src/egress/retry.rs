@@ -1,0 +1,202 @@
+//! What happens after an attempt.
+//!
+//! [`decide`] is pure: it neither sleeps nor sends, and time and chance are arguments. The courier acts on the
+//! [`Decision`] by acking, by scheduling the next attempt in the stream, or by writing a dead letter.
+
+use std::time::{Duration, SystemTime};
+
+use super::reason::{Failure, Reason};
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// 2xx
+    Accepted { status: u16 },
+    /// 410: the receiver wants no more.
+    Gone,
+    /// 429 or 503 with `Retry-After`: the receiver says when.
+    Busy { status: u16, retry_after: Duration },
+    /// Any other status.
+    Refused { status: u16 },
+    /// No answer.
+    Failed { failure: Failure, detail: String },
+    /// The address guard said no.
+    Forbidden { detail: String },
+}
+
+impl Outcome {
+    /// The status, where there was one.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Accepted { status } | Self::Busy { status, .. } | Self::Refused { status } => Some(*status),
+            Self::Gone => Some(410),
+            Self::Failed { .. } | Self::Forbidden { .. } => None,
+        }
+    }
+
+    /// What went wrong, if anything did.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Accepted { .. } => None,
+            Self::Gone | Self::Busy { .. } | Self::Refused { .. } => Some(Failure::Status),
+            Self::Failed { failure, .. } => Some(*failure),
+            Self::Forbidden { .. } => Some(Failure::Forbidden),
+        }
+    }
+
+    /// A sentence for the person who reads the receipt.
+    pub(super) fn detail(&self) -> Option<String> {
+        match self {
+            Self::Accepted { .. } => None,
+            Self::Gone => Some("the endpoint answered 410 Gone: it wants no more deliveries".to_owned()),
+            Self::Busy { status, retry_after } => {
+                let asked = humantime::format_duration(*retry_after);
+                Some(format!("the endpoint answered {status} and asked for {asked}"))
+            }
+            Self::Refused { status } => Some(format!("the endpoint answered {status}")),
+            Self::Failed { detail, .. } | Self::Forbidden { detail } => Some(detail.clone()),
+        }
+    }
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    Delivered,
+    RetryAt(SystemTime),
+    Dead(Reason),
+}
+
+/// How often and for how long to try.
+#[derive(Clone, Debug)]
+pub(super) struct Policy {
+    /// The waits between attempts.
+    pub(super) waits: Vec<Duration>,
+    /// The longest wait that a receiver can ask for.
+    pub(super) max_retry_after: Duration,
+    /// How long OUTBOX keeps the body, from when it was stored. No attempt is put off beyond that.
+    pub(super) kept_for: Option<Duration>,
+}
+
+/// When a delivery began and how far it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// The attempt that just ended; the first is 1.
+    pub(super) attempt: u32,
+    /// When the message was stored in OUTBOX.
+    pub(super) stored: SystemTime,
+    pub(super) now: SystemTime,
+    /// Between 0 and 1; spreads retries that would fall on one moment.
+    pub(super) chance: f64,
+}
+
+/// The shortest wait, so that a schedule is not due before it is stored.
+const MIN_WAIT: Duration = Duration::from_millis(50);
+
+/// One line per rule; the first match wins.
+pub(super) fn decide(outcome: &Outcome, policy: &Policy, progress: Progress) -> Decision {
+    let wait = usize::try_from(progress.attempt).ok().and_then(|attempt| policy.waits.get(attempt.saturating_sub(1)));
+    match (outcome, wait) {
+        (Outcome::Accepted { .. }, _) => Decision::Delivered,
+        (Outcome::Gone, _) => Decision::Dead(Reason::Gone),
+        (Outcome::Forbidden { .. }, _) => Decision::Dead(Reason::Forbidden),
+        (_, None) => Decision::Dead(Reason::Exhausted),
+        (Outcome::Busy { retry_after, .. }, Some(_)) => {
+            Decision::RetryAt(policy.bound(progress, (*retry_after).min(policy.max_retry_after)))
+        }
+        (_, Some(wait)) => Decision::RetryAt(policy.bound(progress, jitter(*wait, progress.chance))),
+    }
+}
+
+impl Policy {
+    /// The time after `wait`, but not after the body is gone: the last tenth of its life is left for the
+    /// attempts themselves.
+    fn bound(&self, progress: Progress, wait: Duration) -> SystemTime {
+        let due = progress.now + wait.max(MIN_WAIT);
+        match self.kept_for {
+            Some(kept_for) => due.min((progress.stored + kept_for * 9 / 10).max(progress.now + MIN_WAIT)),
+            None => due,
+        }
+    }
+}
+
+/// Ten percent more or less.
+fn jitter(wait: Duration, chance: f64) -> Duration {
+    wait.mul_f64(0.9 + 0.2 * chance.clamp(0.0, 1.0))
+}
+
+/// Reads `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value.trim()).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn policy() -> Policy {
+        let hour = Duration::from_secs(3600);
+        Policy { waits: vec![Duration::from_secs(10), hour], max_retry_after: hour, kept_for: Some(hour * 20) }
+    }
+
+    fn decide_at(outcome: &Outcome, attempt: u32, chance: f64) -> Decision {
+        decide(outcome, &policy(), Progress { attempt, stored: NOW, now: NOW, chance })
+    }
+
+    #[test]
+    fn every_row_of_the_outcome_table() {
+        let failed = Outcome::Failed { failure: Failure::Timeout, detail: String::new() };
+        for (outcome, attempt, expected) in [
+            (Outcome::Accepted { status: 204 }, 1, Decision::Delivered),
+            (Outcome::Gone, 1, Decision::Dead(Reason::Gone)),
+            (Outcome::Forbidden { detail: String::new() }, 1, Decision::Dead(Reason::Forbidden)),
+            (Outcome::Refused { status: 500 }, 1, Decision::RetryAt(NOW + Duration::from_secs(10))),
+            (Outcome::Refused { status: 302 }, 2, Decision::RetryAt(NOW + Duration::from_secs(3600))),
+            (failed.clone(), 1, Decision::RetryAt(NOW + Duration::from_secs(10))),
+            (failed, 3, Decision::Dead(Reason::Exhausted)),
+            (Outcome::Refused { status: 400 }, 3, Decision::Dead(Reason::Exhausted)),
+        ] {
+            assert_eq!(decide_at(&outcome, attempt, 0.5), expected, "{outcome:?}, attempt {attempt}");
+        }
+    }
+
+    #[test]
+    fn a_busy_receiver_is_asked_again_when_it_says_within_bounds_and_it_counts_as_an_attempt() {
+        let busy = |seconds| Outcome::Busy { status: 429, retry_after: Duration::from_secs(seconds) };
+        assert_eq!(decide_at(&busy(120), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(120)));
+        assert_eq!(decide_at(&busy(1_000_000), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(3600)));
+        assert_eq!(decide_at(&busy(0), 1, 0.0), Decision::RetryAt(NOW + MIN_WAIT));
+        assert_eq!(decide_at(&busy(1), 3, 0.0), Decision::Dead(Reason::Exhausted));
+    }
+
+    #[test]
+    fn jitter_moves_a_wait_by_a_tenth() {
+        let refused = Outcome::Refused { status: 500 };
+        assert_eq!(decide_at(&refused, 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(9)));
+        assert_eq!(decide_at(&refused, 1, 1.0), Decision::RetryAt(NOW + Duration::from_secs(11)));
+    }
+
+    #[test]
+    fn no_attempt_is_put_off_until_the_body_is_gone() {
+        let (hour, refused) = (Duration::from_secs(3600), Outcome::Refused { status: 500 });
+        let now = NOW + hour * 17 + hour / 2;
+        let progress = Progress { attempt: 2, stored: NOW, now, chance: 0.5 };
+        assert_eq!(decide(&refused, &policy(), progress), Decision::RetryAt(NOW + hour * 18));
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(parse_retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), Some(Duration::from_secs(60)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now), Some(Duration::ZERO));
+        assert_eq!(parse_retry_after("soon", now), None);
+        assert_eq!(parse_retry_after("-1", now), None);
+    }
+}

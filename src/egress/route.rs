@@ -1,0 +1,105 @@
+//! Who gets a message. Pure: the same message and configuration give the same routes, at any time.
+
+use super::destination::{Destination, Destinations, public_url};
+use super::guard::Guard;
+use super::intake::{Message, Target};
+use super::reason::{Reason, Refusal};
+use crate::config::{AgentPattern, nearest};
+use crate::event::{id, subject};
+
+/// One delivery of a message: its id, and where it goes or why it cannot.
+pub(super) struct Route {
+    pub(super) delivery_id: String,
+    /// The endpoint's name or the URL without query and userinfo; empty where nobody was named.
+    pub(super) public_name: String,
+    /// What metrics call the destination.
+    pub(super) metric_name: String,
+    /// The subject token of the destination; none where there is no destination.
+    pub(super) token: Option<String>,
+    pub(super) destination: Result<Destination, Refusal>,
+}
+
+/// The routes of a message; never none, since a message that nobody wants is a dead letter.
+pub(super) fn route(destinations: &Destinations, guard: &Guard, subject: &str, message: &Message) -> Vec<Route> {
+    match &message.target {
+        Target::Endpoint(name) => vec![to_endpoint(destinations, name, message)],
+        Target::Callback(url) => {
+            let destination = Destination::Callback { url: url.clone(), policy: destinations.callbacks.clone() };
+            let checked = may_call_back(destinations, guard, url, &message.agent);
+            vec![Route::new(message.id.clone(), &destination, checked)]
+        }
+        Target::Task(task) => {
+            let detail = format!("there is no task `{}`", subject::token(task));
+            vec![Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, detail))]
+        }
+        Target::FanOut => fan_out(destinations, subject, message),
+    }
+}
+
+impl Route {
+    fn new(delivery_id: String, destination: &Destination, checked: Result<(), Refusal>) -> Self {
+        Self {
+            delivery_id,
+            public_name: destination.public_name(),
+            metric_name: destination.metric_name().to_owned(),
+            token: Some(destination.token()),
+            destination: checked.map(|()| destination.clone()),
+        }
+    }
+
+    /// The route of a message that has no destination.
+    pub(super) fn nowhere(delivery_id: String, refusal: Refusal) -> Self {
+        let (public_name, metric_name) = (String::new(), String::new());
+        Self { delivery_id, public_name, metric_name, token: None, destination: Err(refusal) }
+    }
+}
+
+fn to_endpoint(destinations: &Destinations, name: &str, message: &Message) -> Route {
+    let Some(endpoint) = destinations.endpoints.get(name) else {
+        let near = nearest(name, destinations.endpoints.keys().map(|name| name.as_str()));
+        let hint = near.map_or(String::new(), |near| format!(", did you mean `{near}`?"));
+        let detail = format!("there is no endpoint `{}`{hint}", subject::token(name));
+        return Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, detail));
+    };
+    let checked = allowed(&endpoint.agents, &message.agent, &format!("endpoint `{name}`"));
+    Route::new(message.id.clone(), &Destination::Endpoint(endpoint.clone()), checked)
+}
+
+fn fan_out(destinations: &Destinations, subject: &str, message: &Message) -> Vec<Route> {
+    let wants = |patterns: &[String]| patterns.iter().any(|pattern| subject::matches(pattern, subject));
+    let routes: Vec<Route> = destinations
+        .endpoints
+        .values()
+        .filter(|endpoint| wants(&endpoint.subjects))
+        .map(|endpoint| {
+            let delivery_id = id::fan_out(&message.id, endpoint.name.as_str());
+            let checked = allowed(&endpoint.agents, &message.agent, &format!("endpoint `{}`", endpoint.name));
+            Route::new(delivery_id, &Destination::Endpoint(endpoint.clone()), checked)
+        })
+        .collect();
+    if routes.is_empty() {
+        let detail = "the message names no destination, and no endpoint's `subjects` match its subject";
+        return vec![Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, detail))];
+    }
+    routes
+}
+
+fn may_call_back(destinations: &Destinations, guard: &Guard, url: &url::Url, agent: &str) -> Result<(), Refusal> {
+    let forbidden = |detail: String| Err(Refusal::new(Reason::Forbidden, detail));
+    allowed(&destinations.callbacks.agents, agent, "callbacks")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return forbidden("a callback URL must not carry a user name or password".to_owned());
+    }
+    guard.check_url(url).map_err(|blocked| Refusal::new(Reason::Forbidden, blocked.to_string()))?;
+    if !destinations.callbacks.allow.iter().any(|pattern| pattern.allows(url)) {
+        return forbidden(format!("no prefix in callbacks.allow allows {}", public_url(url)));
+    }
+    Ok(())
+}
+
+fn allowed(agents: &[AgentPattern], agent: &str, what: &str) -> Result<(), Refusal> {
+    if agents.iter().any(|pattern| pattern.allows(agent)) {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::Forbidden, format!("agent `{agent}` may not use {what}")))
+}

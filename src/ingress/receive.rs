@@ -1,0 +1,258 @@
+//! Receiving a webhook: the checks in the contract's order, each before the next one costs anything.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::{HeaderMap, Method, Request};
+use http_body_util::BodyExt;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::answer::{Accepted, ReceiveError};
+use super::budget::Budget;
+use super::publish::Event;
+use super::source::{Source, Sources};
+use crate::broker::Broker;
+use crate::clock::Clock;
+use crate::config::{Config, HEADER_ROOM};
+use crate::event::place::Parts;
+use crate::event::trace;
+use crate::telemetry::metrics::{ReasonLabels, RejectionLabels, RequestLabels};
+use crate::telemetry::{Metrics, traces};
+
+/// What every request needs.
+pub(super) struct Receiver {
+    broker: Broker,
+    sources: Sources,
+    budget: Budget,
+    limits: Limits,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    body: usize,
+    headers: usize,
+    body_timeout: Duration,
+    request_timeout: Duration,
+    publish_timeout: Duration,
+}
+
+impl Receiver {
+    pub(super) fn new(config: &Config, broker: Broker, sources: Sources, clock: Clock, metrics: Metrics) -> Self {
+        let gateway = &config.gateway;
+        let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let limits = Limits {
+            body: bytes(gateway.max_body),
+            headers: bytes(gateway.max_headers),
+            body_timeout: gateway.body_timeout,
+            request_timeout: gateway.request_timeout,
+            publish_timeout: gateway.publish_timeout,
+        };
+        let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.clone());
+        Self { broker, sources, budget, limits, clock, metrics }
+    }
+
+    /// The largest body that can be taken now: the configured limit, or less where the server takes less.
+    fn body_limit(&self) -> usize {
+        let room = usize::try_from(HEADER_ROOM).unwrap_or(usize::MAX);
+        let max_payload = self.broker.link().ready().map_or(usize::MAX, |ready| ready.max_payload);
+        self.limits.body.min(max_payload.saturating_sub(room))
+    }
+}
+
+/// The path of a hook: a source, and its token where it has one.
+#[derive(serde::Deserialize)]
+pub(super) struct HookPath {
+    source: String,
+    token: Option<String>,
+}
+
+/// `POST /hooks/{source}`
+pub(super) async fn hook(
+    State(receiver): State<Arc<Receiver>>,
+    Path(path): Path<HookPath>,
+    request: Request<Body>,
+) -> Response {
+    let begun = Instant::now();
+    let Some(source) = receiver.sources.get(&path.source).filter(|source| source.is_at(path.token.as_deref())) else {
+        return receiver.refuse(None, &ReceiveError::NoSource);
+    };
+    let span = tracing::info_span!(
+        target: traces::TARGET,
+        "receive webhook",
+        otel.kind = "server",
+        hookbridge.source = %source.name,
+        hookbridge.event = tracing::field::Empty,
+        http.response.status_code = tracing::field::Empty,
+    );
+    let received = receiver.receive(source, request, begun, &span).instrument(span.clone()).await;
+    let response = match received {
+        Ok(accepted) => {
+            let outcome = if accepted.duplicate { "duplicate" } else { "stored" };
+            receiver.count(Some(source), outcome);
+            receiver.metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
+            accepted.into_response()
+        }
+        Err(error) => {
+            receiver.count_reason(source, &error);
+            receiver.refuse(Some(source), &error)
+        }
+    };
+    span.record("http.response.status_code", response.status().as_u16());
+    response
+}
+
+/// Everything that is not a hook.
+pub(super) async fn nowhere(State(receiver): State<Arc<Receiver>>) -> Response {
+    receiver.refuse(None, &ReceiveError::NoSource)
+}
+
+impl Receiver {
+    async fn receive(
+        &self,
+        source: &Source,
+        request: Request<Body>,
+        begun: Instant,
+        span: &tracing::Span,
+    ) -> Result<Accepted, ReceiveError> {
+        let (head, body) = request.into_parts();
+        if head.method != Method::POST {
+            return Err(ReceiveError::Method);
+        }
+        let limit = self.body_limit();
+        self.check_size(&head.headers, limit)?;
+        if head
+            .headers
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        {
+            return Err(ReceiveError::ContentEncoding);
+        }
+        let mut held = self.budget.hold();
+        let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
+        let reading = read(body, limit, |bytes| held.grow(bytes));
+        let body = tokio::time::timeout_at(begun + in_time, reading).await.map_err(|_| ReceiveError::TooSlow)??;
+
+        let now = self.clock.now();
+        let parts = Parts { headers: &head.headers, query: head.uri.query().unwrap_or_default(), body: &body };
+        source.verify(parts, now)?;
+        self.store(source, parts, body.clone(), now, begun, span).await
+    }
+
+    async fn store(
+        &self,
+        source: &Source,
+        parts: Parts<'_>,
+        body: Bytes,
+        now: SystemTime,
+        begun: Instant,
+        span: &tracing::Span,
+    ) -> Result<Accepted, ReceiveError> {
+        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let trace = traces::continue_from(span, trace::Context::parse(text("traceparent"), text("tracestate")));
+        let event = Event::new(source, parts, body, now, &trace);
+        span.record("hookbridge.event", event.id.as_str());
+        if let Some(ready) = self.broker.link().ready()
+            && event.wire_bytes() > ready.max_payload
+        {
+            return Err(ReceiveError::BodyTooLarge { limit: self.body_limit() });
+        }
+        let left = self.limits.request_timeout.saturating_sub(begun.elapsed());
+        let stored = match event.store(&self.broker, self.limits.publish_timeout.min(left)).await {
+            Err(crate::broker::PublishError::TooLarge) => {
+                return Err(ReceiveError::BodyTooLarge { limit: self.body_limit() });
+            }
+            stored => stored?,
+        };
+        tracing::debug!(
+            source.name = %source.name,
+            event.id,
+            event.sequence = stored.sequence,
+            event.duplicate = stored.duplicate,
+            "Stored event {} from {}",
+            event.id,
+            source.name
+        );
+        Ok(Accepted { id: event.id, duplicate: stored.duplicate })
+    }
+
+    fn check_size(&self, headers: &HeaderMap, limit: usize) -> Result<(), ReceiveError> {
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        if bytes > self.limits.headers {
+            return Err(ReceiveError::HeadersTooLarge { limit: self.limits.headers });
+        }
+        let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|announced| announced > limit as u64) {
+            return Err(ReceiveError::BodyTooLarge { limit });
+        }
+        Ok(())
+    }
+
+    /// Counts, logs and answers a webhook that is not taken.
+    fn refuse(&self, source: Option<&Source>, error: &ReceiveError) -> Response {
+        self.count(source, error.as_str());
+        let name = source.map_or("", |source| source.name.as_str());
+        match error {
+            ReceiveError::NotStored(cause) => {
+                tracing::warn!(source.name = name, "Answered 503 to a webhook of {name}: event not stored: {cause}");
+            }
+            ReceiveError::Rejected(cause) => {
+                tracing::info!(source.name = name, "Answered 401 to a webhook of {name}: {cause}");
+            }
+            other => tracing::debug!(source.name = name, "Answered {} to a webhook: {other}", other.status()),
+        }
+        error.response()
+    }
+
+    fn count_reason(&self, source: &Source, error: &ReceiveError) {
+        match error {
+            ReceiveError::Rejected(rejection) => {
+                let labels = RejectionLabels { source: source.name.to_string(), reason: rejection.as_str() };
+                self.metrics.rejections.get_or_create(&labels).inc();
+            }
+            ReceiveError::NotStored(cause) => {
+                self.metrics.unconfirmed.get_or_create(&ReasonLabels { reason: cause.as_str() }).inc();
+            }
+            _ => {}
+        }
+    }
+
+    fn count(&self, source: Option<&Source>, outcome: &'static str) {
+        let source = source.map(|source| source.name.to_string()).unwrap_or_default();
+        self.metrics.requests.get_or_create(&RequestLabels { source, outcome }).inc();
+    }
+}
+
+/// Reads a body up to its limit. A body in one piece is not copied.
+async fn read(mut body: Body, limit: usize, mut grow: impl FnMut(usize) -> bool) -> Result<Bytes, ReceiveError> {
+    let mut first = Bytes::new();
+    let mut rest: Option<BytesMut> = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| ReceiveError::BrokenOff)?.into_data() else { continue };
+        let before = rest.as_ref().map_or(first.len(), BytesMut::len);
+        if before + data.len() > limit {
+            return Err(ReceiveError::BodyTooLarge { limit });
+        }
+        if !grow(data.len()) {
+            return Err(ReceiveError::Busy);
+        }
+        match &mut rest {
+            Some(rest) => rest.extend_from_slice(&data),
+            None if first.is_empty() => first = data,
+            None => {
+                let mut both = BytesMut::with_capacity((before + data.len()).next_power_of_two().min(limit));
+                both.extend_from_slice(&first);
+                both.extend_from_slice(&data);
+                rest = Some(both);
+            }
+        }
+    }
+    Ok(rest.map_or(first, BytesMut::freeze))
+}

@@ -1,0 +1,158 @@
+//! Prometheus metrics: one counter for every row of both outcome tables.
+//!
+//! Labels are names from the configuration and words from closed lists; nothing that a stranger sends becomes
+//! a label, or a stranger could fill the memory with them.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Every metric of the process. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Arc<Registry>,
+    /// Requests to `/hooks/…` by what became of them.
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    /// Why requests were answered 401.
+    pub(crate) rejections: Family<RejectionLabels, Counter>,
+    /// From the headers of a stored request to its answer.
+    pub(crate) request_seconds: Histogram,
+    /// Bytes of bodies held now.
+    pub(crate) body_bytes: Gauge,
+    /// Connections open now.
+    pub(crate) connections: Gauge,
+    /// Publishes that the stream did not confirm, by reason.
+    pub(crate) unconfirmed: Family<ReasonLabels, Counter>,
+    /// Attempts by destination and outcome.
+    pub(crate) attempts: Family<AttemptLabels, Counter>,
+    /// How long attempts took.
+    pub(crate) attempt_seconds: Histogram,
+    /// Dead letters by destination and reason.
+    pub(crate) dead_letters: Family<DeadLabels, Counter>,
+    /// Receipts that could not be written.
+    pub(crate) lost_receipts: Counter,
+    /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
+    pub(crate) forged_retries: Counter,
+    /// Deliveries that were found to be finished before and were not sent again.
+    pub(crate) already_done: Counter,
+    /// Deliveries in hand now.
+    pub(crate) deliveries: Gauge,
+    /// 1 while NATS can be used.
+    pub(crate) nats_ready: Gauge,
+    /// How often the connection to NATS became usable.
+    pub(crate) nats_connections: Counter,
+}
+
+/// A request's source, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    /// A configured source; empty where none was named.
+    pub(crate) source: String,
+    pub(crate) outcome: &'static str,
+}
+
+/// Why a source's request was not genuine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RejectionLabels {
+    pub(crate) source: String,
+    pub(crate) reason: &'static str,
+}
+
+/// One reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReasonLabels {
+    pub(crate) reason: &'static str,
+}
+
+/// An attempt's destination, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct AttemptLabels {
+    /// A configured endpoint, or `callback`.
+    pub(crate) destination: String,
+    /// `delivered`, `retrying` or `dead`.
+    pub(crate) outcome: &'static str,
+    /// `none`, or the class of the failure.
+    pub(crate) error: &'static str,
+}
+
+/// A dead letter's destination and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DeadLabels {
+    pub(crate) destination: String,
+    pub(crate) reason: &'static str,
+}
+
+impl Metrics {
+    /// Makes and registers all metrics.
+    pub(crate) fn new() -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
+        let mut metrics = Self {
+            registry: Arc::default(),
+            requests: Family::default(),
+            rejections: Family::default(),
+            request_seconds: seconds(),
+            body_bytes: Gauge::default(),
+            connections: Gauge::default(),
+            unconfirmed: Family::default(),
+            attempts: Family::default(),
+            attempt_seconds: seconds(),
+            dead_letters: Family::default(),
+            lost_receipts: Counter::default(),
+            forged_retries: Counter::default(),
+            already_done: Counter::default(),
+            deliveries: Gauge::default(),
+            nats_ready: Gauge::default(),
+            nats_connections: Counter::default(),
+        };
+        metrics.registry = Arc::new(metrics.register());
+        metrics
+    }
+
+    fn register(&self) -> Registry {
+        let mut registry = Registry::with_prefix("hookbridge");
+        let build = Family::<BuildLabels, Gauge<i64>>::default();
+        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "The version that runs", build);
+        registry.register("ingress_requests", "Requests to /hooks by outcome", self.requests.clone());
+        registry.register("ingress_rejections", "Requests answered 401 by reason", self.rejections.clone());
+        registry.register(
+            "ingress_request_seconds",
+            "Time from headers to answer of stored requests",
+            self.request_seconds.clone(),
+        );
+        registry.register("ingress_body_bytes", "Bytes of request bodies held", self.body_bytes.clone());
+        registry.register("ingress_connections", "Open connections", self.connections.clone());
+        registry.register("ingress_unconfirmed", "Publishes not confirmed by reason", self.unconfirmed.clone());
+        registry.register("egress_attempts", "Delivery attempts by outcome", self.attempts.clone());
+        registry.register("egress_attempt_seconds", "Time that attempts took", self.attempt_seconds.clone());
+        registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());
+        registry.register("egress_receipts_lost", "Receipts that could not be written", self.lost_receipts.clone());
+        registry.register("egress_retries_forged", "RETRY messages refused", self.forged_retries.clone());
+        registry.register(
+            "egress_already_done",
+            "Repeated messages whose delivery was found to be finished",
+            self.already_done.clone(),
+        );
+        registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
+        registry.register("nats_ready", "1 while NATS can be used", self.nats_ready.clone());
+        registry.register("nats_connections", "Times that NATS became usable", self.nats_connections.clone());
+        registry
+    }
+
+    /// The text that Prometheus reads.
+    pub(crate) fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
