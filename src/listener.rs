@@ -1,7 +1,7 @@
 //! An HTTP/1.1 listener with every limit set: connections, header time, header size, and an end.
 //!
-//! The gateway, the admin pages and the demo share it. The HTTP library answers two kinds of bad requests by
-//! itself, before any handler sees them; here those answers get the form that all others have.
+//! The gateway, the admin pages and the demo share it. Two kinds of bad requests never reach a handler: headers
+//! that are too slow, and too large for the HTTP library. They are answered here.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -9,7 +9,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,7 +18,7 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +27,8 @@ use tower_service::Service;
 
 /// How long to wait when the operating system has no connection to give, for example out of file handles.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
+/// The most bytes that are read after the last answer.
+const MAX_READ_AWAY: u64 = 1 << 20;
 /// How long the last words to a sender may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -126,7 +127,7 @@ impl Connection {
                 Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))
             })
         });
-        let mut connection = builder.serve_connection(TokioIo::new(Answering(stream)), service);
+        let mut connection = builder.serve_connection(TokioIo::new(stream), service);
         let ended = tokio::select! {
             ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
             () = stop.cancelled() => {
@@ -135,18 +136,29 @@ impl Connection {
             }
         };
         let parts = connection.into_parts();
-        let mut stream = parts.io.into_inner().0;
-        let last_words = async {
+        let mut stream = parts.io.into_inner();
+        let owed = match ended {
             // Silence on an idle connection is no request, and no answer is owed.
-            if ended.is_err_and(|error| error.is_timeout()) && !parts.read_buf.is_empty() {
-                stream.write_all(TOO_SLOW).await?;
-            }
-            stream.shutdown().await
+            Err(error) if error.is_timeout() && !parts.read_buf.is_empty() => TOO_SLOW,
+            Err(error) if error.is_parse_too_large() => TOO_LARGE,
+            _ => &[],
+        };
+        let last_words = async {
+            stream.write_all(owed).await?;
+            stream.shutdown().await?;
+            // Closing with bytes unread would reset the connection, and the answer with it.
+            read_away(&mut stream).await
         };
         if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
             tracing::debug!("A sender did not take its last answer");
         }
     }
+}
+
+/// Reads and forgets what a sender is still sending, up to a bound.
+async fn read_away(stream: &mut TcpStream) -> io::Result<()> {
+    let mut rest = stream.take(MAX_READ_AWAY);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await.map(drop)
 }
 
 /// What a sender gets whose headers do not arrive in time.
@@ -158,56 +170,6 @@ content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 9
 const TOO_LARGE: &[u8] = b"HTTP/1.1 413 Payload Too Large\r\n\
 content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 98\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Payload Too Large\",\"status\":413,\"detail\":\"the headers are too large\"}";
-
-/// How the HTTP library begins its own answer to headers that are too large. No handler uses that status.
-const LIBRARY_TOO_LARGE: &[u8] = b"HTTP/1.1 431 ";
-
-/// A connection on which the library's own answer to too many headers is replaced by ours.
-struct Answering(TcpStream);
-
-impl AsyncRead for Answering {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for Answering {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if bytes.starts_with(LIBRARY_TOO_LARGE) {
-            // The first write on a fresh answer; a socket that cannot take these few bytes gets none.
-            let written = std::task::ready!(Pin::new(&mut self.0).poll_write(context, TOO_LARGE))?;
-            return Poll::Ready(if written == TOO_LARGE.len() {
-                Ok(bytes.len())
-            } else {
-                Err(io::ErrorKind::WriteZero.into())
-            });
-        }
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match slices.first() {
-            Some(first) if first.starts_with(LIBRARY_TOO_LARGE) => self.poll_write(context, first),
-            _ => Pin::new(&mut self.0).poll_write_vectored(context, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
 
 #[cfg(test)]
 mod tests {

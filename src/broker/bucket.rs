@@ -24,6 +24,20 @@ impl Broker {
         store.put(endpoint, value).await.map(drop).map_err(|error| BucketError(error.to_string()))
     }
 
+    /// Calls `found` for every state there is now.
+    pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
+        let failed = |error: &dyn std::fmt::Display| BucketError(error.to_string());
+        let store = self.endpoints().await?;
+        let mut keys = store.keys().await.map_err(|error| failed(&error))?;
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| failed(&error))?;
+            if let Some(value) = store.get(&key).await.map_err(|error| failed(&error))? {
+                found(&key, &value);
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `changed` for every state there is and for every change, until stopped; `None` is a removed one.
     /// Begins anew with every connection.
     pub(crate) async fn watch_endpoints(&self, stop: &CancellationToken, changed: impl Fn(&str, Option<&[u8]>)) {

@@ -158,14 +158,18 @@ impl Supervisor {
     }
 
     async fn prepare(&self, connection: u64) -> Result<(), Problem> {
-        if !self.link.borrow().ready().is_some_and(|ready| ready.connection == connection) {
+        if self.link.borrow().ready().is_none_or(|ready| ready.connection != connection) {
             self.tell(Link::Preparing);
         }
         let info = self.broker.client.server_info();
         if !is_new_enough(&info.version) {
             return Err(Problem::OldServer { version: info.version });
         }
-        provision::apply(&self.broker.jetstream, &self.plan).await?;
+        match provision::apply(&self.broker.jetstream, &self.plan).await {
+            // A server without JetStream of its own may still have neighbours with it, so it gets the question.
+            Err(Problem::NoAnswer(_)) if !info.jetstream => return Err(Problem::NoJetStream),
+            applied => applied?,
+        }
         let outbox_last = read::last_sequence(&self.broker, StreamKind::Outbox).await?;
         let ready = Ready { max_payload: info.max_payload, connection, outbox_last };
         // A connection that was lost meanwhile is for the next round.

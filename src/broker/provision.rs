@@ -139,13 +139,17 @@ impl Plan {
     }
 
     fn consumer_config(&self, durable: &Durable) -> pull::Config {
+        let mut filters: Vec<String> = durable.filters.iter().map(|filter| self.names.subject(filter)).collect();
+        // One filter has a field of its own, which is where people and tools look for it.
+        let filter = if filters.len() == 1 { filters.remove(0) } else { String::new() };
         pull::Config {
             durable_name: Some(durable.name.clone()),
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             max_deliver: -1,
             max_ack_pending: durable.max_ack_pending,
-            filter_subjects: durable.filters.iter().map(|filter| self.names.subject(filter)).collect(),
+            filter_subject: filter,
+            filter_subjects: filters,
             ..pull::Config::default()
         }
     }
@@ -265,7 +269,7 @@ fn compare_streams(wanted: &StreamConfig, found: &StreamConfig, kind: StreamKind
             std::cmp::Ordering::Equal => {}
         }
     };
-    let span = |span: Duration| (!span.is_zero()).then(|| span.as_nanos());
+    let span = |span: Duration| (!span.is_zero()).then_some(span.as_nanos());
     let count = |count: i64| u128::try_from(count).ok().filter(|count| *count > 0);
     limit("max_age", span(is.max_age), span(not.max_age), show_span);
     limit("max_bytes", count(is.max_bytes), count(not.max_bytes), |bytes| bytes.to_string());
@@ -334,13 +338,8 @@ async fn durable(
             _ => return Err(Problem::NoAnswer(error.to_string())),
         },
     };
-    let mut filters: Vec<String> = found.filter_subjects.clone();
-    if !found.filter_subject.is_empty() {
-        filters.push(found.filter_subject.clone());
-    }
-    filters.sort();
-    let mut wanted_filters = wanted.filter_subjects.clone();
-    wanted_filters.sort();
+    let filters = all_filters(&found.filter_subject, &found.filter_subjects);
+    let wanted_filters = all_filters(&wanted.filter_subject, &wanted.filter_subjects);
     let mut details = Vec::new();
     if filters != wanted_filters {
         details.push(format!("it filters {filters:?}, not {wanted_filters:?}"));
@@ -362,6 +361,13 @@ async fn durable(
         return handle.update_consumer(wanted).await.map(|_| None).map_err(|error| refused(&error));
     }
     Err(Problem::Differs(Differences { what, details }))
+}
+
+fn all_filters(one: &str, many: &[String]) -> Vec<String> {
+    let one = Some(one.to_owned()).filter(|one| !one.is_empty());
+    let mut all: Vec<String> = one.into_iter().chain(many.iter().cloned()).collect();
+    all.sort();
+    all
 }
 
 fn refused(what: String, error: &CreateStreamError) -> Problem {

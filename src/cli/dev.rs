@@ -73,7 +73,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, signals: &mut Signals, folder: &Path, port: u16) -> anyhow::Result<()> {
-    let lines: demo::Say = Arc::new(|line| say(line));
+    let lines: demo::Say = Arc::new(say);
     let app = App::start(config, Roles::Both, Options::default()).await?;
     let endpoint = demo_endpoint(config, lines.clone(), &app).await?;
     app.run_beside(|stop| demo::agent(app.broker().clone(), lines, stop));

@@ -58,7 +58,7 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
     }
     callbacks(config, &mut findings);
     for (name, client) in &config.clients {
-        if client.token.is_some() == !client.secrets.is_empty() {
+        if client.token.is_some() != client.secrets.is_empty() {
             findings.add(format!("clients.{name}"), "needs either `token` or `secrets`");
         }
         client

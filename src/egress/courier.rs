@@ -122,6 +122,9 @@ impl Courier {
 
     /// Works until stopped, then finishes what it holds.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        if stop.run_until_cancelled(self.0.states.load(&self.0.broker)).await.is_none() {
+            return;
+        }
         let deliveries = TaskTracker::new();
         let outbox = Consumer::new(self.0.broker.clone(), StreamKind::Outbox, COURIER, self.0.slots);
         let retry = Consumer::new(self.0.broker.clone(), StreamKind::Retry, COURIER, self.0.slots);
@@ -140,7 +143,7 @@ impl Courier {
 
     async fn take_outbox(self, received: Received, slot: OwnedSemaphorePermit) {
         self.0.metrics.deliveries.inc();
-        let answer = alive(&received, self.0.from_outbox(&received)).await;
+        let answer = alive(&received, self.0.handle_outbox(&received)).await;
         finish(&received, answer).await;
         self.0.metrics.deliveries.dec();
         drop(slot);
@@ -148,7 +151,7 @@ impl Courier {
 
     async fn take_retry(self, received: Received, slot: OwnedSemaphorePermit) {
         self.0.metrics.deliveries.inc();
-        let answer = alive(&received, self.0.from_retry(&received)).await;
+        let answer = alive(&received, self.0.handle_retry(&received)).await;
         finish(&received, answer).await;
         self.0.metrics.deliveries.dec();
         drop(slot);
@@ -176,7 +179,7 @@ async fn finish(received: &Received, answer: Answer) {
 }
 
 impl Inner {
-    async fn from_outbox(&self, received: &Received) -> Answer {
+    async fn handle_outbox(&self, received: &Received) -> Answer {
         let original = Original {
             subject: received.subject.clone(),
             headers: received.headers.clone(),
@@ -218,7 +221,7 @@ impl Inner {
         Answer::Ack
     }
 
-    async fn from_retry(&self, received: &Received) -> Answer {
+    async fn handle_retry(&self, received: &Received) -> Answer {
         let Some(pointer) = Pointer::read(&received.headers) else {
             return self.forged(received, "it has none of the headers that Hookbridge writes");
         };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,9 @@ use url::Url;
 use crate::broker::{Broker, BucketError};
 use crate::clock::rfc3339;
 use crate::event::Name;
+
+/// How long to wait before reading the bucket again.
+const LOAD_AGAIN: Duration = Duration::from_millis(500);
 
 /// What the bucket says of one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +63,17 @@ impl EndpointStates {
             Some(record) => states.insert(endpoint.to_owned(), record),
             None => states.remove(endpoint),
         };
+    }
+
+    /// Reads the bucket once, so that no delivery is made before it is known what is disabled.
+    pub(super) async fn load(&self, broker: &Broker) {
+        let found = |endpoint: &str, value: &[u8]| self.set(endpoint, serde_json::from_slice(value).ok());
+        while broker.ready().await.is_some()
+            && let Err(error) = broker.read_endpoints(found).await
+        {
+            tracing::warn!("No delivery begins before it is known which endpoints are disabled: {error}");
+            tokio::time::sleep(LOAD_AGAIN).await;
+        }
     }
 
     /// Follows the bucket until stopped. A record that cannot be read enables: it is nobody's word.

@@ -187,8 +187,10 @@ fn classify(error: &hyper_util::client::legacy::Error) -> Outcome {
     Outcome::Failed { failure, detail: innermost }
 }
 
-/// A TLS error hides inside an I/O error, whose `source` skips it.
+/// A TLS error hides inside I/O errors, whose `source` skips it.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let inside = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()?.downcast_ref());
-    inside.or_else(|| error.downcast_ref())
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inside) => tls_error(inside),
+        None => error.downcast_ref(),
+    }
 }

@@ -29,6 +29,10 @@ impl KeyForm {
         let text = secret.expose();
         let decoded = match self {
             Self::Text => return Ok(secret.clone()),
+            // A public key is no secret: whoever has read it could sign with it.
+            Self::Whsec if text.starts_with(b"whpk_") || text.starts_with(b"whsk_") => {
+                return Err("is an ed25519 key, and this signature needs a shared secret".to_owned());
+            }
             Self::Whsec => match text.strip_prefix(WHSEC) {
                 Some(rest) => base64(rest).ok_or("has `whsec_` in front of what is not base64")?,
                 None => return Ok(secret.clone()),

@@ -1,0 +1,40 @@
+//! Everything that a test needs to tell its story.
+
+mod hookbridge;
+mod http;
+mod nats;
+mod receiver;
+pub(crate) mod sign;
+
+pub(crate) use self::hookbridge::Hookbridge;
+pub(crate) use self::http::{Answer, post, request, send_raw};
+pub(crate) use self::nats::{Message, Nats};
+pub(crate) use self::receiver::{Delivered, Receiver, Reply};
+
+use std::future::Future;
+use std::time::Duration;
+
+/// How long anything may take before a test gives up on it. Generous: the machines are shared.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for something, but not for ever.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {DEADLINE:?} for {what}"),
+    }
+}
+
+/// Asks again and again until the answer is there, but not for ever.
+pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    within(what, async {
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            pace.tick().await;
+            if let Some(value) = ask().await {
+                return value;
+            }
+        }
+    })
+    .await
+}

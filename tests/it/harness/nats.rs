@@ -1,0 +1,201 @@
+//! A nats-server of the test's own.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use async_nats::jetstream::{self, consumer};
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tempfile::TempDir;
+
+use super::{DEADLINE, eventually, within};
+
+/// A nats-server with JetStream on a temporary folder. Ends with the test.
+pub(crate) struct Nats {
+    folder: TempDir,
+    port: u16,
+    server: Option<Child>,
+    client: Client,
+}
+
+/// A message as it stands in its stream.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) subject: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Bytes,
+}
+
+impl Message {
+    /// The value of a header, by its exact name.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.as_str())
+    }
+
+    /// The payload as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.payload).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl Nats {
+    /// A server that takes messages up to 8 MB.
+    pub(crate) async fn start() -> Self {
+        Self::start_with("max_payload: 8MB").await
+    }
+
+    /// A server with further settings.
+    pub(crate) async fn start_with(settings: &str) -> Self {
+        let mut nats = Self::absent(settings).await;
+        nats.run();
+        within("nats-server", nats.client.flush()).await.unwrap();
+        nats
+    }
+
+    /// A server that keeps nothing.
+    pub(crate) async fn without_jetstream() -> Self {
+        let mut nats = Self::prepare("").await;
+        nats.run();
+        within("nats-server", nats.client.flush()).await.unwrap();
+        nats
+    }
+
+    /// A place for a server that does not run yet.
+    pub(crate) async fn absent(settings: &str) -> Self {
+        Self::prepare(&format!("jetstream {{ store_dir: \"$FOLDER/jetstream\" }}\n{settings}")).await
+    }
+
+    async fn prepare(settings: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let settings = settings.replace("$FOLDER", folder.path().to_str().unwrap());
+        let text = format!("listen: 127.0.0.1:{port}\n{settings}\n");
+        std::fs::write(folder.path().join("nats.conf"), text).unwrap();
+        let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let client = options.connect(format!("nats://127.0.0.1:{port}")).await.unwrap();
+        Self { folder, port, server: None, client }
+    }
+
+    /// Starts the server on its folder and port.
+    pub(crate) fn run(&mut self) {
+        let log = std::fs::File::create(self.folder.path().join("nats.log")).unwrap();
+        let server = Command::new(program())
+            .arg("-c")
+            .arg(self.folder.path().join("nats.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}; `make tools` brings one", program().display()));
+        self.server = Some(server);
+    }
+
+    /// Starts the server and waits until its streams are there again.
+    pub(crate) async fn run_again(&mut self) {
+        self.run();
+        let jetstream = self.jetstream();
+        eventually("JetStream to answer", async || jetstream.query_account().await.ok()).await;
+    }
+
+    /// Kills the server, as `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill().unwrap();
+            server.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn jetstream(&self) -> jetstream::Context {
+        jetstream::new(self.client.clone())
+    }
+
+    /// Publishes as an agent does, and returns whether the stream called it a duplicate.
+    pub(crate) async fn publish(&self, subject: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> bool {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, *value);
+        }
+        let published = async {
+            let ack = self.jetstream().publish_with_headers(subject.to_owned(), map, body.into()).await.unwrap();
+            ack.await.unwrap()
+        };
+        within("the stream's ack", published).await.duplicate
+    }
+
+    /// The first message on a subject, wildcards allowed; waits for it.
+    pub(crate) async fn message(&self, stream: &str, subject: &str) -> Message {
+        self.messages(stream, subject, 1).await.remove(0)
+    }
+
+    /// The first so many messages on a subject; waits for them.
+    pub(crate) async fn messages(&self, stream: &str, subject: &str, count: usize) -> Vec<Message> {
+        let read = async {
+            let stream = self.jetstream().get_stream(stream).await.unwrap();
+            let filter_subject = subject.to_owned();
+            let ordered = consumer::pull::OrderedConfig { filter_subject, ..Default::default() };
+            let messages = stream.create_consumer(ordered).await.unwrap().messages().await.unwrap();
+            let read = |message: Result<jetstream::Message, _>| {
+                let message = message.unwrap();
+                Message {
+                    subject: message.subject.to_string(),
+                    headers: message.headers.clone().unwrap_or_default(),
+                    payload: message.payload.clone(),
+                }
+            };
+            messages.take(count).map(read).collect::<Vec<_>>().await
+        };
+        match tokio::time::timeout(DEADLINE, read).await {
+            Ok(messages) => messages,
+            Err(_) => {
+                panic!("waited {DEADLINE:?} for {count} on {subject}; there are {:?}", self.subjects(stream).await)
+            }
+        }
+    }
+
+    /// How many messages the stream has.
+    pub(crate) async fn count(&self, stream: &str) -> u64 {
+        let read =
+            async { self.jetstream().get_stream(stream).await.unwrap().get_info().await.unwrap().state.messages };
+        within("the stream's state", read).await
+    }
+
+    /// The subjects of all messages in a stream.
+    pub(crate) async fn subjects(&self, stream: &str) -> Vec<String> {
+        let stream = self.jetstream().get_stream(stream).await.unwrap();
+        let all = stream.info_with_subjects(">").await.unwrap();
+        let mut subjects: Vec<String> = all.map(|found| found.unwrap().0).collect().await;
+        subjects.sort();
+        subjects
+    }
+
+    /// The last lines of the server's log.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("nats.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Where the server's program is: `NATS_SERVER`, what `make tools` brought, or the PATH.
+fn program() -> PathBuf {
+    let tools = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools/nats-server");
+    match std::env::var_os("NATS_SERVER") {
+        Some(path) => path.into(),
+        None if tools.is_file() => tools,
+        None => "nats-server".into(),
+    }
+}

@@ -1,0 +1,212 @@
+//! An HTTP server that receives deliveries, and behaves as the test says.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+
+use super::within;
+
+/// What to do with a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    /// Answer with this status.
+    Status(u16),
+    /// Answer with this status and header line.
+    With(u16, &'static str),
+    /// Never answer.
+    Hang,
+    /// Answer 204 when the test releases it.
+    Hold,
+    /// Close the connection without an answer.
+    Close,
+    /// Answer 200 and a body without end.
+    Endless,
+    /// Answer 200 and a byte of the body, then nothing more.
+    Stall,
+    /// Answer with what is no HTTP.
+    Garbage,
+}
+
+/// A request that arrived.
+#[derive(Debug)]
+pub(crate) struct Delivered {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) at: Instant,
+}
+
+impl Delivered {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+/// A server on loopback. What is not scripted is answered 204.
+pub(crate) struct Receiver {
+    address: SocketAddr,
+    script: Arc<Mutex<VecDeque<Reply>>>,
+    arrived: mpsc::Receiver<Delivered>,
+    connections: Arc<AtomicUsize>,
+    released: Arc<Notify>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Receiver {
+    pub(crate) async fn start() -> Self {
+        Self::scripted([]).await
+    }
+
+    /// Answers the first requests as scripted.
+    pub(crate) async fn scripted(replies: impl IntoIterator<Item = Reply>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = Arc::new(Mutex::new(replies.into_iter().collect::<VecDeque<_>>()));
+        let (tell, arrived) = mpsc::channel(10_000);
+        let connections = Arc::<AtomicUsize>::default();
+        let released = Arc::<Notify>::default();
+        let state = State { script: script.clone(), tell, released: released.clone() };
+        let server = tokio::spawn(accept(listener, state, connections.clone()));
+        Self { address, script, arrived, connections, released, server }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Adds to the script.
+    pub(crate) fn then(&self, reply: Reply) {
+        self.script.lock().unwrap().push_back(reply);
+    }
+
+    /// The next request; waits for it.
+    pub(crate) async fn next(&mut self) -> Delivered {
+        within("a delivery", self.arrived.recv()).await.unwrap()
+    }
+
+    /// Lets a held request have its answer.
+    pub(crate) fn release(&self) {
+        self.released.notify_one();
+    }
+
+    /// How many connections were made.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The requests that have arrived and were not looked at.
+    pub(crate) fn unread(&mut self) -> usize {
+        std::iter::from_fn(|| self.arrived.try_recv().ok()).count()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// What every connection needs.
+#[derive(Clone)]
+struct State {
+    script: Arc<Mutex<VecDeque<Reply>>>,
+    tell: mpsc::Sender<Delivered>,
+    released: Arc<Notify>,
+}
+
+async fn accept(listener: TcpListener, state: State, count: Arc<AtomicUsize>) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        count.fetch_add(1, Ordering::Relaxed);
+        connections.spawn(serve(stream, state.clone()));
+    }
+}
+
+/// Serves one connection, by hand: a test wants to misbehave in ways that no server library offers.
+async fn serve(mut stream: TcpStream, state: State) {
+    while let Some(delivered) = read(&mut stream).await {
+        let reply = state.script.lock().unwrap().pop_front().unwrap_or(Reply::Status(204));
+        drop(state.tell.send(delivered).await);
+        let written = match reply {
+            Reply::Status(status) => answer(&mut stream, status, "").await,
+            Reply::With(status, header) => answer(&mut stream, status, &format!("{header}\r\n")).await,
+            Reply::Hang => std::future::pending().await,
+            Reply::Hold => {
+                state.released.notified().await;
+                answer(&mut stream, 204, "").await
+            }
+            Reply::Close => return,
+            Reply::Garbage => stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").await,
+            Reply::Endless => endless(&mut stream).await,
+            Reply::Stall => {
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nx").await);
+                std::future::pending().await
+            }
+        };
+        if written.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(stream: &mut TcpStream, status: u16, header: &str) -> std::io::Result<()> {
+    let length = if status == 204 { "" } else { "content-length: 0\r\n" };
+    stream.write_all(format!("HTTP/1.1 {status} Status\r\n{length}{header}\r\n").as_bytes()).await
+}
+
+/// 2 GB, unless the other side has enough of it.
+async fn endless(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2147483648\r\n\r\n").await?;
+    let block = vec![b'x'; 1 << 20];
+    for _ in 0..2048 {
+        stream.write_all(&block).await?;
+    }
+    Ok(())
+}
+
+/// The first byte of every TLS connection.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+async fn read(stream: &mut TcpStream) -> Option<Delivered> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if bytes.first() == Some(&TLS_HANDSHAKE) {
+            // Somebody wants TLS, and this server has none.
+            drop(stream.write_all(b"no TLS here").await);
+            return None;
+        }
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let at = Instant::now();
+    let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+    let mut lines = head.lines();
+    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        headers.append(name.parse::<http::HeaderName>().ok()?, value.trim().parse().ok()?);
+    }
+    let length: usize = headers.get("content-length")?.to_str().ok()?.parse().ok()?;
+    while bytes.len() < end + length {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(Delivered { path, headers, body: Bytes::copy_from_slice(&bytes[end..end + length]), at })
+}
