@@ -9,6 +9,7 @@ use axum::routing::get;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
 use crate::secret::{KeyRing, Secret};
@@ -19,18 +20,27 @@ struct Admin {
     broker: Broker,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
+    draining: CancellationToken,
 }
 
 /// `/livez`: the process runs. `/readyz`: NATS can be used. `/metrics`: for Prometheus.
-pub(crate) fn router(broker: Broker, metrics: Metrics, token: Option<Arc<KeyRing<Secret>>>) -> Router {
+pub(crate) fn router(
+    broker: Broker,
+    metrics: Metrics,
+    token: Option<Arc<KeyRing<Secret>>>,
+    draining: CancellationToken,
+) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
-        .with_state(Arc::new(Admin { broker, metrics, token }))
+        .with_state(Arc::new(Admin { broker, metrics, token, draining }))
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    if admin.draining.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
     let link = admin.broker.link();
     let status = if link.ready().is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{link}\n")).into_response()

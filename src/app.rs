@@ -1,24 +1,28 @@
 //! The composition root: a configuration in, running parts out. The only file that names every part.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::broker::{Broker, Plan, Problem};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::egress::{Courier, Destinations};
 use crate::lifecycle::Lifecycle;
-use crate::listener::{self, Listener};
+use crate::listener::{self, Listener, Observer};
 use crate::secret::{KeyRing, Reload};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::RequestLabels;
 use crate::{admin, ingress};
 
 /// Connections that the admin listener serves at once.
 const ADMIN_CONNECTIONS: usize = 64;
+/// The most bytes of an admin request's headers.
+const ADMIN_MAX_HEADERS: usize = 16 * 1024;
 /// How long an admin request's headers may take.
 const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,7 +53,10 @@ pub struct App {
     secrets: Vec<Arc<dyn Reload>>,
     gateway: Option<SocketAddr>,
     admin: SocketAddr,
-    failed: Arc<std::sync::Mutex<Option<Problem>>>,
+    failed: Arc<Mutex<Option<Problem>>>,
+    /// Ends the admin pages, which stay up while the roles drain.
+    last: CancellationToken,
+    beside: TaskTracker,
     grace: Duration,
 }
 
@@ -70,7 +77,7 @@ impl App {
         let token =
             token.map(|token| KeyRing::load(vec![token], |secret| Ok(secret.clone()))).transpose()?.map(Arc::new);
         secrets.extend(token.clone().map(|token| token as Arc<dyn Reload>));
-        let admin_pages = admin::router(broker.clone(), metrics.clone(), token);
+        let admin_pages = admin::router(broker.clone(), metrics.clone(), token, lifecycle.draining());
 
         let mut gateway = None;
         if roles != Roles::Courier {
@@ -80,10 +87,7 @@ impl App {
                 Listener::bind(config.gateway.listen, ingress::limits(config)).await.context("gateway.listen")?;
             let address = listener.address()?;
             gateway = Some(address);
-            let connections = metrics.connections.clone();
-            let listener = listener.counting(move |change| {
-                connections.inc_by(change);
-            });
+            let listener = listener.observed_by(observer(&metrics));
             let router = ingress::router(config, broker.clone(), sources, options.clock.clone(), metrics.clone());
             tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
             lifecycle.spawn(listener.run(router, lifecycle.draining()));
@@ -97,19 +101,20 @@ impl App {
         }
         tracing::info!(server.address = %admin_address, "Admin listens on http://{admin_address}");
         // The admin pages and the link stay up while the roles drain: an operator wants to watch.
-        let until_drained = CancellationToken::new();
-        let failed = Arc::new(std::sync::Mutex::new(None));
-        tokio::spawn(admin.run(admin_pages, until_drained.clone()));
-        tokio::spawn(watch_link(broker.clone(), metrics));
+        let (last, beside) = (CancellationToken::new(), TaskTracker::new());
+        let failed = Arc::new(Mutex::new(None));
+        beside.spawn(admin.run(admin_pages, last.clone()));
+        beside.spawn(last.clone().run_until_cancelled_owned(watch_link(broker.clone(), metrics)));
         lifecycle.spawn({
             let (failed, stop) = (failed.clone(), lifecycle.draining());
             async move {
                 if let Err(problem) = supervisor.run(stop).await {
-                    *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(problem);
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
                 }
             }
         });
-        Ok(Self { lifecycle, broker, secrets, gateway, admin: admin_address, failed, grace: config.shutdown_grace })
+        let grace = config.shutdown_grace;
+        Ok(Self { lifecycle, broker, secrets, gateway, admin: admin_address, failed, last, beside, grace })
     }
 
     /// The handle to NATS, for the demo that runs beside the roles.
@@ -163,13 +168,34 @@ impl App {
             tracing::warn!("Stopped before everything was finished; what is left comes again from the streams");
         }
         self.broker.close().await;
-        let failed = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.last.cancel();
+        self.beside.close();
+        if tokio::time::timeout(ADMIN_HEADER_TIMEOUT, self.beside.wait()).await.is_err() {
+            tracing::debug!("Somebody holds on to an admin page");
+        }
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         failed.map_or(Ok(()), |problem| Err(problem.into()))
     }
 }
 
+/// Counts what the gateway's listener sees and answers by itself.
+fn observer(metrics: &Metrics) -> Observer {
+    let (connections, requests) = (metrics.connections.clone(), metrics.requests.clone());
+    let answered = move |outcome| {
+        requests.get_or_create(&RequestLabels { source: String::new(), outcome }).inc();
+    };
+    let connections = move |change| {
+        connections.inc_by(change);
+    };
+    Observer { connections: Arc::new(connections), answered: Arc::new(answered) }
+}
+
 fn admin_limits() -> listener::Limits {
-    listener::Limits { connections: ADMIN_CONNECTIONS, header_timeout: ADMIN_HEADER_TIMEOUT }
+    listener::Limits {
+        connections: ADMIN_CONNECTIONS,
+        header_timeout: ADMIN_HEADER_TIMEOUT,
+        max_headers: ADMIN_MAX_HEADERS,
+    }
 }
 
 /// Keeps the gauge of the link.

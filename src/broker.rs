@@ -39,6 +39,11 @@ fn to_nats(headers: Headers) -> async_nats::HeaderMap {
     map
 }
 
+/// Whether NATS can carry a header.
+pub(crate) fn can_carry(name: &str, value: &str) -> bool {
+    name.parse::<async_nats::HeaderName>().is_ok() && value.parse::<async_nats::HeaderValue>().is_ok()
+}
+
 /// Turns the library's headers into ours.
 fn from_nats(map: &async_nats::HeaderMap) -> Headers {
     let values = |(name, values): (&async_nats::HeaderName, &Vec<async_nats::HeaderValue>)| {

@@ -39,7 +39,8 @@ pub(crate) fn router(config: &Config, broker: Broker, sources: Sources, clock: C
 /// The limits of the gateway's listener.
 pub(crate) fn limits(config: &Config) -> listener::Limits {
     let gateway = &config.gateway;
-    listener::Limits { connections: gateway.max_connections, header_timeout: gateway.header_timeout }
+    let max_headers = usize::try_from(gateway.max_headers.as_u64()).unwrap_or(usize::MAX);
+    listener::Limits { connections: gateway.max_connections, header_timeout: gateway.header_timeout, max_headers }
 }
 
 /// Everything that SIGHUP reads again for this role.

@@ -41,12 +41,17 @@ impl Broker {
     /// Connects for a short time. Unlike the roles, this needs the server to be there.
     pub(crate) async fn visit(nats: &Nats, names: Names, patience: Duration) -> anyhow::Result<Visitor> {
         let connect = options(nats)?.name("hookbridge-cli").connect(nats.url.as_slice().to_vec());
-        let unreachable = || format!("NATS cannot be reached at {}", nats.url.as_slice().join(", "));
+        let unreachable = || format!("NATS cannot be reached at {}", nats.url.public().join(", "));
         let client =
             tokio::time::timeout(patience, connect).await.with_context(unreachable)?.with_context(unreachable)?;
         let jetstream = jetstream::new(client.clone());
         Ok(Visitor { client, jetstream, names })
     }
+}
+
+/// Whether a stream's answer is an error.
+fn is_refusal(answer: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(answer).is_ok_and(|answer| answer.get("error").is_some())
 }
 
 impl Visitor {
@@ -61,6 +66,9 @@ impl Visitor {
         let request = async_nats::Request::new().payload(payload).timeout(Some(patience));
         let request = if headers.is_empty() { request } else { request.headers(to_nats(headers)) };
         match self.client.send_request(self.names.subject(subject), request).await {
+            Ok(answer) if is_refusal(&answer.payload) => {
+                bail!("the stream refused the message: {}", String::from_utf8_lossy(&answer.payload))
+            }
             Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => Ok(None),
             Ok(answer) => Ok(Some(String::from_utf8_lossy(&answer.payload).into_owned())),
             Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => Ok(None),

@@ -58,14 +58,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn roles(config: &Config) {
-    let servers: Vec<&str> = config
-        .nats
-        .url
-        .as_slice()
-        .iter()
-        .map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host))
-        .collect();
-    say(&format!("NATS      {}, replicas {}", servers.join(", "), config.nats.replicas));
+    say(&format!("NATS      {}, replicas {}", config.nats.url.public().join(", "), config.nats.replicas));
     say(&format!("gateway   {}, bodies up to {}", config.gateway.listen, size(config.gateway.max_body.as_u64())));
     say(&format!("admin     {}", config.admin.listen));
 }
@@ -101,7 +94,10 @@ fn destinations(config: &Config) {
     say(&format!("\n{}", count(config.endpoints.len(), "endpoint")));
     for (name, endpoint) in &config.endpoints {
         let (signatures, secrets) = (endpoint.signatures.len(), endpoint.secrets.len());
-        say(&format!("  {name}: {}", endpoint.url));
+        // A query may hold a secret.
+        let mut url = endpoint.url.clone();
+        url.set_query(None);
+        say(&format!("  {name}: {url}"));
         let signed = format!("{}, {}", count(signatures, "signature"), count(secrets, "secret"));
         let subjects =
             if endpoint.subjects.is_empty() { "when named".to_owned() } else { endpoint.subjects.join(", ") };

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!(Usage::Other("`dev` starts its own NATS; for an existing one use `hookbridge serve`".to_owned()));
     }
     let server = find_server(arguments.nats_server.as_deref())?;
-    let (folder, _lock) = data_folder(&arguments.data)?;
+    let folder = data_folder(&arguments.data)?;
     let port = port(arguments.nats_port)?;
     layers.flags.push(("nats.url", format!("nats://127.0.0.1:{port}")));
     let config = config::load(&layers).map_err(Usage::from)?;
@@ -89,14 +89,16 @@ async fn serve(config: &Config, signals: &mut Signals, folder: &Path, port: u16)
         }
     }
     welcome(&app, folder, port, endpoint);
+    let asked = tokio::select! {
+        () = signals.stop(|| app.reload()) => true,
+        () = app.ended() => false,
+    };
+    say("\nstopping");
     tokio::select! {
-        () = signals.stop(|| app.reload()) => say("\nstopping"),
-        () = app.ended() => {}
+        stopped = app.stop() => stopped?,
+        () = signals.stop(|| ()) => bail!("stopped at once by a second signal"),
     }
-    tokio::select! {
-        stopped = app.stop() => stopped,
-        () = signals.stop(|| ()) => Err(anyhow!("stopped at once by a second signal")),
-    }
+    if asked { Ok(()) } else { bail!("a part of the process ended by itself; the log says which") }
 }
 
 async fn demo_endpoint(config: &Config, lines: demo::Say, app: &App) -> anyhow::Result<Option<SocketAddr>> {
@@ -105,7 +107,7 @@ async fn demo_endpoint(config: &Config, lines: demo::Say, app: &App) -> anyhow::
     let Some(address) = addresses.first().copied().filter(|address| address.ip().is_loopback()) else {
         return Ok(None);
     };
-    let limits = Limits { connections: 64, header_timeout: Duration::from_secs(5) };
+    let limits = Limits { connections: 64, header_timeout: Duration::from_secs(5), max_headers: 16 * 1024 };
     let listener = Listener::bind(address, limits).await.context("endpoints.demo.url")?;
     let router = demo::endpoint(endpoint, lines)?;
     app.run_beside(|stop| listener.run(router, stop));
@@ -202,6 +204,8 @@ fn spawn(program: &Path, folder: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(folder.join("nats-server.log"))?;
     Command::new(std::env::current_exe()?)
         .arg("supervise")
+        .arg("--lock")
+        .arg(folder.join("lock"))
         .arg(program)
         .arg("-c")
         .arg(folder.join("nats.conf"))
@@ -229,16 +233,16 @@ fn find_server(given: Option<&Path>) -> Result<PathBuf, Usage> {
     })
 }
 
-/// The data folder, locked, so that two runs do not write into one store.
-fn data_folder(folder: &Path) -> anyhow::Result<(PathBuf, File)> {
+/// The data folder, once no other nats-server writes into it. The supervisor keeps it so.
+fn data_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     let name = || folder.display().to_string();
     std::fs::create_dir_all(folder).with_context(name)?;
     let folder = folder.canonicalize().with_context(name)?;
     let lock = File::create(folder.join("lock")).with_context(name)?;
     match lock.try_lock() {
-        Ok(()) => Ok((folder, lock)),
+        Ok(()) => Ok(folder),
         Err(TryLockError::WouldBlock) => {
-            bail!("another `hookbridge dev` uses {}; name another folder with --data", folder.display())
+            bail!("another nats-server uses {}; stop it, or name another folder with --data", folder.display())
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(name),
     }

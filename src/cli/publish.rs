@@ -35,7 +35,11 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     for header in &arguments.headers {
         let (name, value) =
             header.split_once(':').ok_or_else(|| Usage::Other(format!("`{header}` is not `Name: value`")))?;
-        headers.push(name.trim().to_owned(), value.trim());
+        let (name, value) = (name.trim(), value.trim());
+        if !crate::broker::can_carry(name, value) {
+            bail!(Usage::Other(format!("NATS cannot carry the header `{header}`")));
+        }
+        headers.push(name.to_owned(), value);
     }
     let body = match arguments.body.as_deref() {
         Some("-") => {

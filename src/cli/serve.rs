@@ -1,5 +1,6 @@
 //! `hookbridge serve`, `gateway` and `courier`
 
+use anyhow::bail;
 use clap::Args;
 
 use super::Common;
@@ -22,16 +23,19 @@ pub(super) async fn run(arguments: Arguments, roles: Roles) -> anyhow::Result<()
     let mut signals = Signals::listen()?;
     let options = Options { update_streams: arguments.update_streams, ..Options::default() };
     let app = App::start(&config, roles, options).await?;
-    tokio::select! {
-        () = signals.stop(|| app.reload()) => tracing::info!("Stopping: finishing what is held"),
-        () = app.ended() => {}
-    }
+    let asked = tokio::select! {
+        () = signals.stop(|| app.reload()) => true,
+        () = app.ended() => false,
+    };
+    tracing::info!("Stopping: finishing what is held");
     let stopped = tokio::select! {
         stopped = app.stop() => stopped,
-        () = signals.stop(|| ()) => Err(anyhow::anyhow!("stopped at once by a second signal")),
+        // What waits for the collector is not waited for either.
+        () = signals.stop(|| ()) => bail!("stopped at once by a second signal"),
     };
     if let Some(tracing) = tracing {
         tracing.shutdown();
     }
-    stopped
+    stopped?;
+    if asked { Ok(()) } else { bail!("a part of the process ended by itself; the log says which") }
 }

@@ -3,7 +3,9 @@
 //! The parent holds the other end of standard input. When the parent is gone, however it went, that end closes,
 //! and the child is stopped. This needs no help from the operating system beyond pipes.
 
-use std::process::ExitStatus;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,6 +20,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(super) struct Arguments {
+    /// A file that is locked for as long as the command runs, even if it should outlive us.
+    #[arg(long)]
+    lock: Option<PathBuf>,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -30,7 +35,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let mut child = Command::new(program)
         .args(rest)
-        .stdin(std::process::Stdio::null())
+        .stdin(lock(arguments.lock.as_deref())?)
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {program}"))?;
@@ -45,6 +50,14 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The child's standard input: the locked file, so that the lock goes where the child goes.
+fn lock(path: Option<&Path>) -> anyhow::Result<Stdio> {
+    let Some(path) = path else { return Ok(Stdio::null()) };
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+    file.try_lock().with_context(|| format!("{} is in use by another nats-server", path.display()))?;
+    Ok(file.into())
+}
+
 /// Returns when nobody holds the other end of standard input.
 async fn parent_gone() {
     let mut input = tokio::io::stdin();
@@ -55,8 +68,8 @@ async fn parent_gone() {
 /// Asks the child to stop, and makes it if it does not.
 async fn stop(child: &mut Child) -> anyhow::Result<ExitStatus> {
     if let Some(id) = child.id() {
-        // There is no safe call for this in the standard library; `kill` is on every Unix.
-        Command::new("kill").arg(id.to_string()).status().await.context("kill")?;
+        // There is no safe call for this in the standard library. Where there is no `kill`, it is made to stop.
+        drop(Command::new("kill").arg(id.to_string()).status().await);
     }
     if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
         return Ok(status?);

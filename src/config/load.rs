@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use figment::Figment;
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
@@ -15,6 +15,9 @@ use crate::event::Name;
 
 /// What is read when nothing is said.
 pub(crate) const DEFAULT_FILE: &str = "config/hookbridge.toml";
+
+/// The most mistakes that are looked for in one section.
+const MAX_MISTAKES: usize = 20;
 
 /// The top-level keys.
 const SECTIONS: [&str; 12] = [
@@ -97,9 +100,12 @@ pub fn load(layers: &Layers) -> Result<Config, Mistakes> {
         egress: reader.section("egress"),
         telemetry: reader.section("telemetry"),
     };
-    for mut mistake in validate::mistakes(&config) {
-        mistake.origin = reader.origin_of(&mistake.key);
-        reader.mistakes.push(mistake);
+    // What could not be read stands at its default here, and would only give mistakes that nobody made.
+    if reader.mistakes.is_empty() {
+        for mut mistake in validate::mistakes(&config) {
+            mistake.origin = reader.origin_of(&mistake.key);
+            reader.mistakes.push(mistake);
+        }
     }
     if reader.mistakes.is_empty() { Ok(config) } else { Err(Mistakes(reader.mistakes)) }
 }
@@ -190,8 +196,27 @@ impl Reader {
         self.extract(&value, key)
     }
 
+    /// Reads a value; every key that stands in the way is a mistake, and is left out to find the next one.
     fn extract<T: DeserializeOwned>(&mut self, value: &Value, path: &str) -> Option<T> {
-        value.deserialize::<T>().map_err(|error| self.record(error, path)).ok()
+        let (mut value, before) = (value.clone(), self.mistakes.len());
+        loop {
+            let error = match value.deserialize::<T>() {
+                Ok(_) if self.mistakes.len() > before => return None,
+                Ok(read) => return Some(read),
+                Err(error) => error,
+            };
+            let mut wrong = error.path.clone();
+            if let Kind::UnknownField(field, _) = &error.kind {
+                wrong.push(field.clone());
+            }
+            // A key that is missing because it was left out here is no second mistake.
+            if self.mistakes.len() == before || !matches!(error.kind, Kind::MissingField(_)) {
+                self.record(error, path);
+            }
+            if !remove(&mut value, &wrong) || self.mistakes.len() - before >= MAX_MISTAKES {
+                return None;
+            }
+        }
     }
 
     fn record(&mut self, errors: figment::Error, path: &str) {
@@ -201,12 +226,7 @@ impl Reader {
             let key = key.join(".");
             let metadata = error.metadata.clone();
             let origin = metadata.and_then(|metadata| origin(&metadata)).or_else(|| self.origin_of(&key));
-            let reason = match &error.kind {
-                Kind::UnknownField(field, known) => unknown(field, known),
-                Kind::MissingField(field) => format!("`{field}` is missing"),
-                other => other.to_string(),
-            };
-            self.mistakes.push(Mistake { origin, key, reason });
+            self.mistakes.push(Mistake { origin, key, reason: reason(&error.kind) });
         }
     }
 
@@ -219,6 +239,48 @@ impl Reader {
             }
             key = key.rsplit_once('.')?.0;
         }
+    }
+}
+
+/// Takes a key out of a table. `false` when there is no such key.
+fn remove(value: &mut Value, path: &[String]) -> bool {
+    let Some((key, rest)) = path.split_first() else { return false };
+    match value {
+        Value::Dict(_, table) if rest.is_empty() => table.remove(key).is_some(),
+        Value::Dict(_, table) => {
+            // A mistake inside a list takes the whole list with it.
+            table.get_mut(key).is_some_and(|inner| remove(inner, rest)) || table.remove(key).is_some()
+        }
+        _ => false,
+    }
+}
+
+/// What is wrong, without the value: somebody may have put a secret there.
+fn reason(kind: &Kind) -> String {
+    match kind {
+        Kind::UnknownField(field, known) => unknown(field, known),
+        Kind::MissingField(field) => format!("`{field}` is missing"),
+        Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
+            format!("expected {expected}, found {}", kind_of(actual))
+        }
+        // The TOML parser shows the line, which may hold a secret: its first and last words are enough.
+        Kind::Message(text) if text.contains('\n') => {
+            let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+            format!("{}: {}", lines.first().unwrap_or(&""), lines.last().unwrap_or(&""))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn kind_of(actual: &Actual) -> &'static str {
+    match actual {
+        Actual::Bool(_) => "a boolean",
+        Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
+        Actual::Float(_) => "a number",
+        Actual::Char(_) | Actual::Str(_) => "a text",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        _ => "something else",
     }
 }
 
@@ -279,10 +341,10 @@ mod tests {
             gatway = {}
             [egress]
             timeuot = "15s"
+            retry = 5
             [sources.github]
             preset = "githib"
             secrets = ["hunter2"]
-            [sources.open]
             [endpoints."a b"]
             url = "https://example.com"
             [endpoints.x]
@@ -294,13 +356,38 @@ mod tests {
             "FILE: gatway: unknown key `gatway`, did you mean `gateway`?",
             "unknown key `timeuot`, did you mean `timeout`?",
             "a secret is written `env:NAME`",
-            "FILE: sources.open: ",
             "endpoints.a b: `a b` is not a name",
             "endpoints.x: `url` is missing",
+            "egress.retry: ",
         ] {
             assert!(text.contains(expected), "{expected} is not in:\n{text}");
         }
         assert!(!text.contains("hunter2"), "a secret was printed:\n{text}");
+    }
+
+    #[test]
+    fn a_mistake_never_prints_the_value_that_may_be_a_secret() {
+        for text in [
+            "[sources.a]\npreset = \"github\"\nsecrets = \"plain:hunter2\"",
+            "[sources.a]\npreset = \"github\"\nsecrets = [\"plain:hunter2]",
+            "[sources.a]\npreset = \"github\"\nsecrets = [\"hunter2\"]",
+            "[nats]\nurl = \"http://user:hunter2@localhost\"",
+            "[sources.a]\nverify = \"hunter2\"",
+        ] {
+            let mistakes = load_text(text).unwrap_err().join("\n");
+            assert!(!mistakes.contains("hunter2"), "{mistakes}");
+        }
+    }
+
+    #[test]
+    fn a_source_must_say_how_it_proves_itself() {
+        let mistakes = load_text("[sources.open]\n[sources.both]\npreset = \"github\"\nverify = \"none\"").unwrap_err();
+        assert!(
+            mistakes[0].contains("sources.both") && mistakes[1].contains("sources.open: has neither"),
+            "{mistakes:?}"
+        );
+        let mistakes = load_text("[sources.a]\npreset = \"githib\"\nsecrets = [\"plain:x\"]").unwrap_err();
+        assert!(mistakes[0].contains("did you mean `github`?"), "{mistakes:?}");
     }
 
     #[test]

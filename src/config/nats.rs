@@ -48,7 +48,7 @@ pub struct Tls {
 
 /// One URL or a list of them.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a URL or a list of URLs")]
 pub enum Urls {
     /// One server.
     One(String),
@@ -63,6 +63,13 @@ impl Urls {
             Self::One(url) => std::slice::from_ref(url),
             Self::Many(urls) => urls,
         }
+    }
+}
+
+impl Urls {
+    /// The URLs without user names and passwords: what may be printed.
+    pub fn public(&self) -> Vec<&str> {
+        self.as_slice().iter().map(|url| url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host)).collect()
     }
 }
 

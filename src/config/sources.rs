@@ -96,7 +96,7 @@ fn default_dedupe_hash_window() -> Duration {
 
 fn one_or_many<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Place>>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "expected a place such as `header:NAME`, or a list of places")]
     enum Texts {
         One(String),
         Many(Vec<String>),

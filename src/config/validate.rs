@@ -46,12 +46,7 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
         self::source(name.as_str(), source, &mut findings);
     }
     for (name, agent) in &config.agents {
-        for events in
-            agent.events.iter().filter(|events| !subject::is_pattern(events) || !events.starts_with("events."))
-        {
-            findings
-                .add(format!("agents.{name}.events"), format!("`{events}` is not a pattern over `events.…` subjects"));
-        }
+        self::agent(&format!("agents.{name}.events"), &agent.events, &mut findings);
     }
     for (name, endpoint) in &config.endpoints {
         self::endpoint(&format!("endpoints.{name}"), endpoint, config.egress.allow_http, &mut findings);
@@ -68,6 +63,9 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
             .for_each(|secret| check_secret(&format!("clients.{name}"), secret, &mut findings));
     }
     egress(config, &mut findings);
+    if let Err(error) = config.telemetry.log.parse::<tracing_subscriber::EnvFilter>() {
+        findings.add("telemetry.log", error.to_string());
+    }
     if let Some(token) = &config.admin.token {
         check_secret("admin.token", token, &mut findings);
     }
@@ -81,7 +79,13 @@ fn nats(config: &Config, findings: &mut Findings) {
     }
     for url in nats.url.as_slice() {
         if let Some(problem) = nats_url_problem(url) {
-            findings.add("nats.url", format!("`{}` is not a NATS URL: {problem}", without_userinfo(url)));
+            findings.add(
+                "nats.url",
+                format!(
+                    "`{}` is not a NATS URL: {problem}",
+                    url.rsplit_once('@').map_or(url.as_str(), |(_, host)| host)
+                ),
+            );
         }
     }
     if ![1, 3, 5].contains(&nats.replicas) {
@@ -127,10 +131,6 @@ fn nats_url_problem(url: &str) -> Option<String> {
 
 fn with_scheme(url: &str) -> String {
     if url.contains("://") { url.to_owned() } else { format!("nats://{url}") }
-}
-
-fn without_userinfo(url: &str) -> &str {
-    url.rsplit_once('@').map_or(url, |(_, host)| host)
 }
 
 fn streams(config: &Config, findings: &mut Findings) {
@@ -227,6 +227,17 @@ fn source(name: &str, source: &Source, findings: &mut Findings) {
         findings.add(format!("{table}.verify.{}", error.key), error.reason);
     }
     check_keys(&format!("{table}.secrets"), &source.secrets, &scheme, findings);
+}
+
+fn agent(key: &str, events: &[String], findings: &mut Findings) {
+    for (index, pattern) in events.iter().enumerate() {
+        if !subject::is_pattern(pattern) || !pattern.starts_with("events.") {
+            findings.add(key, format!("`{pattern}` is not a pattern over `events.…` subjects"));
+        }
+        if let Some(other) = events[..index].iter().find(|other| subject::overlap(other, pattern)) {
+            findings.add(key, format!("`{other}` and `{pattern}` overlap, which NATS refuses: keep the wider one"));
+        }
+    }
 }
 
 fn endpoint(table: &str, endpoint: &Endpoint, allow_http: bool, findings: &mut Findings) {

@@ -42,7 +42,7 @@ impl Place {
     /// JSON numbers and booleans count as their text; null, arrays and objects do not count.
     pub fn find<'a>(&self, parts: Parts<'a>) -> Option<Cow<'a, str>> {
         match self {
-            Self::Header(name) => parts.headers.get(name)?.to_str().ok().map(Cow::Borrowed),
+            Self::Header(name) => Some(String::from_utf8_lossy(parts.headers.get(name)?.as_bytes())),
             Self::Json(path) => scalar(parts.body, path).map(Cow::Owned),
             Self::Query(name) => {
                 url::form_urlencoded::parse(parts.query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value)

@@ -13,6 +13,9 @@ pub(crate) fn token(text: &str) -> String {
     text.bytes().take(MAX_TOKEN_BYTES).map(safe).collect()
 }
 
+/// The longest type that fits into the tokens of a subject; what is over says nothing more.
+pub(crate) const MAX_TYPE_BYTES: usize = MAX_TYPE_TOKENS * (MAX_TOKEN_BYTES + 1);
+
 /// `events.<source>.<type>`. Dots and slashes of the type separate tokens; no type gives `unknown`.
 pub(crate) fn event(source: &Name, event_type: Option<&str>) -> String {
     let mut subject = format!("events.{source}");
@@ -50,6 +53,18 @@ pub(crate) fn matches(pattern: &str, subject: &str) -> bool {
         }
     }
     tokens.next().is_none()
+}
+
+/// Whether some subject is taken by both patterns. NATS refuses such filters on one consumer.
+pub(crate) fn overlap(left: &str, right: &str) -> bool {
+    let (mut left, mut right) = (left.split('.'), right.split('.'));
+    loop {
+        match (left.next(), right.next()) {
+            (Some(">"), Some(_)) | (Some(_), Some(">")) | (None, None) => return true,
+            (Some(one), Some(other)) if one == other || one == "*" || other == "*" => {}
+            _ => return false,
+        }
+    }
 }
 
 /// Whether the text is a subject pattern that NATS takes: no empty token, no blank, `>` only at the end.
@@ -109,6 +124,19 @@ mod tests {
             ("outbox.a", "outbox.b", false),
         ] {
             assert_eq!(matches(pattern, subject), expected, "{pattern} against {subject}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_when_one_subject_fits_both() {
+        for (left, right, expected) in [
+            ("events.>", "events.github.>", true),
+            ("events.*.push", "events.github.*", true),
+            ("events.github.>", "events.stripe.>", false),
+            ("events.github", "events.github.>", false),
+        ] {
+            assert_eq!(overlap(left, right), expected, "{left} and {right}");
+            assert_eq!(overlap(right, left), expected, "{right} and {left}");
         }
     }
 

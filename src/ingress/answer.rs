@@ -85,13 +85,16 @@ impl ReceiveError {
         }
     }
 
+    /// Whether the whole request had been read when this was found.
+    fn is_after_the_body(&self) -> bool {
+        matches!(self, Self::Rejected(_) | Self::NotStored(_))
+    }
+
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::Method => Some((ALLOW, HeaderValue::from_static("POST"))),
             Self::Busy => Some((RETRY_AFTER, BUSY_SECONDS)),
             Self::NotStored(_) => Some((RETRY_AFTER, NOT_STORED_SECONDS)),
-            // The rest of the request is not read.
-            Self::TooSlow | Self::BrokenOff => Some((CONNECTION, HeaderValue::from_static("close"))),
             _ => None,
         }
     }
@@ -117,6 +120,10 @@ impl ReceiveError {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.extend(self.header());
+        if !self.is_after_the_body() {
+            // The rest of the request is not read.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

@@ -66,7 +66,9 @@ impl Event {
 fn pass_on(source: &Source, request: &HeaderMap, headers: &mut Headers) {
     for name in &source.headers {
         for value in request.get_all(name) {
-            if let Ok(value) = value.to_str() {
+            if let Ok(value) = value.to_str()
+                && value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+            {
                 headers.push(format!("http-{name}"), value);
             }
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::{Config, HEADER_ROOM};
 use crate::event::place::Parts;
 use crate::event::trace;
+use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::{ReasonLabels, RejectionLabels, RequestLabels};
 use crate::telemetry::{Metrics, traces};
 
@@ -33,6 +35,8 @@ pub(super) struct Receiver {
     limits: Limits,
     clock: Clock,
     metrics: Metrics,
+    said_401: Seldom,
+    said_503: Seldom,
 }
 
 #[derive(Clone, Copy)]
@@ -56,7 +60,8 @@ impl Receiver {
             publish_timeout: gateway.publish_timeout,
         };
         let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.clone());
-        Self { broker, sources, budget, limits, clock, metrics }
+        let (said_401, said_503) = (Seldom::default(), Seldom::default());
+        Self { broker, sources, budget, limits, clock, metrics, said_401, said_503 }
     }
 
     /// The largest body that can be taken now: the configured limit, or less where the server takes less.
@@ -77,11 +82,16 @@ pub(super) struct HookPath {
 /// `POST /hooks/{source}`
 pub(super) async fn hook(
     State(receiver): State<Arc<Receiver>>,
-    Path(path): Path<HookPath>,
+    path: Result<Path<HookPath>, PathRejection>,
     request: Request<Body>,
 ) -> Response {
     let begun = Instant::now();
-    let Some(source) = receiver.sources.get(&path.source).filter(|source| source.is_at(path.token.as_deref())) else {
+    // A path that is not UTF-8 names no source either.
+    let named = path
+        .as_ref()
+        .ok()
+        .and_then(|Path(path)| receiver.sources.get(&path.source).filter(|source| source.is_at(path.token.as_deref())));
+    let Some(source) = named else {
         return receiver.refuse(None, &ReceiveError::NoSource);
     };
     let span = tracing::info_span!(
@@ -128,11 +138,8 @@ impl Receiver {
         }
         let limit = self.body_limit();
         self.check_size(&head.headers, limit)?;
-        if head
-            .headers
-            .get(CONTENT_ENCODING)
-            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-        {
+        let mut encodings = head.headers.get_all(CONTENT_ENCODING).iter();
+        if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(ReceiveError::ContentEncoding);
         }
         let mut held = self.budget.hold();
@@ -199,12 +206,21 @@ impl Receiver {
     fn refuse(&self, source: Option<&Source>, error: &ReceiveError) -> Response {
         self.count(source, error.as_str());
         let name = source.map_or("", |source| source.name.as_str());
+        // Strangers decide how often these happen; the counters have them all.
         match error {
             ReceiveError::NotStored(cause) => {
-                tracing::warn!(source.name = name, "Answered 503 to a webhook of {name}: event not stored: {cause}");
+                if let Some(more) = self.said_503.pass(self.clock.now()) {
+                    tracing::warn!(
+                        source.name = name,
+                        log.left_out = more,
+                        "Answered 503 to {name}: event not stored: {cause}"
+                    );
+                }
             }
             ReceiveError::Rejected(cause) => {
-                tracing::info!(source.name = name, "Answered 401 to a webhook of {name}: {cause}");
+                if let Some(more) = self.said_401.pass(self.clock.now()) {
+                    tracing::info!(source.name = name, log.left_out = more, "Answered 401 to {name}: {cause}");
+                }
             }
             other => tracing::debug!(source.name = name, "Answered {} to a webhook: {other}", other.status()),
         }

@@ -10,6 +10,7 @@ use subtle::ConstantTimeEq;
 use super::dedupe::RecentBodies;
 use crate::config::{self, Config, Verify};
 use crate::event::place::Parts;
+use crate::event::subject::MAX_TYPE_BYTES;
 use crate::event::{Name, Place};
 use crate::secret::{KeyError, KeyRing, Reload, Secret};
 use crate::signature::{Key, Rejection, Scheme};
@@ -112,7 +113,8 @@ impl Source {
     /// The event type: what is found at the places, joined by dots.
     pub(super) fn event_type(&self, parts: Parts<'_>) -> Option<String> {
         let found: Vec<_> = self.event_type.iter().filter_map(|place| place.find(parts)).collect();
-        let joined = found.join(".");
+        let mut joined = found.join(".");
+        joined.truncate(joined.floor_char_boundary(MAX_TYPE_BYTES));
         (!joined.is_empty()).then_some(joined)
     }
 
