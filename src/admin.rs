@@ -11,13 +11,13 @@ use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::Broker;
+use crate::broker::Links;
 use crate::secret::{KeyRing, Secret};
 use crate::telemetry::Metrics;
 
 /// What the pages read.
 struct Admin {
-    broker: Broker,
+    links: Links,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
     draining: CancellationToken,
@@ -25,7 +25,7 @@ struct Admin {
 
 /// `/livez`: the process runs. `/readyz`: NATS can be used. `/metrics`: for Prometheus.
 pub(crate) fn router(
-    broker: Broker,
+    links: Links,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
     draining: CancellationToken,
@@ -34,16 +34,17 @@ pub(crate) fn router(
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
-        .with_state(Arc::new(Admin { broker, metrics, token, draining }))
+        .with_state(Arc::new(Admin { links, metrics, token, draining }))
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     if admin.draining.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    let link = admin.broker.link();
-    let status = if link.ready().is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, format!("{link}\n")).into_response()
+    match admin.links.state() {
+        None => (StatusCode::OK, "ready\n").into_response(),
+        Some(link) => (StatusCode::SERVICE_UNAVAILABLE, format!("{link}\n")).into_response(),
+    }
 }
 
 async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
@@ -53,6 +54,7 @@ async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Re
         let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))];
         return (StatusCode::UNAUTHORIZED, challenge, "this page needs the admin token\n").into_response();
     }
+    admin.metrics.nats_ready.set(admin.links.state().is_none().into());
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     match admin.metrics.encode() {
         Ok(page) => ([(CONTENT_TYPE, content_type)], page).into_response(),

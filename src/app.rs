@@ -8,10 +8,10 @@ use anyhow::{Context, anyhow};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::broker::{Broker, Plan, Problem};
+use crate::broker::{Broker, Links, Plan, Problem, Role};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::egress::{Courier, Destinations};
+use crate::egress::{self, Courier, Destinations};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener, Observer};
 use crate::secret::{KeyRing, Reload};
@@ -23,6 +23,8 @@ use crate::{admin, ingress};
 const ADMIN_CONNECTIONS: usize = 64;
 /// The most bytes of an admin request's headers.
 const ADMIN_MAX_HEADERS: usize = 16 * 1024;
+/// How long the last parts may take to end.
+const LAST_WITHIN: Duration = Duration::from_secs(2);
 /// How long an admin request's headers may take.
 const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,27 +51,36 @@ pub struct Options {
 /// A running process.
 pub struct App {
     lifecycle: Lifecycle,
-    broker: Broker,
+    links: Links,
     secrets: Vec<Arc<dyn Reload>>,
     gateway: Option<SocketAddr>,
     admin: SocketAddr,
-    failed: Arc<Mutex<Option<Problem>>>,
-    /// Ends the admin pages, which stay up while the roles drain.
+    failed: Failure,
+    /// Ends what stays up while the roles drain: the links to NATS, the admin pages.
     last: CancellationToken,
     beside: TaskTracker,
     grace: Duration,
 }
 
+/// What made the process stop by itself.
+type Failure = Arc<Mutex<Option<anyhow::Error>>>;
+
+/// How long to wait before a courier whose NATS client broke gets a new one.
+const NEW_CLIENT_AFTER: Duration = Duration::from_secs(1);
+
 impl App {
     /// Starts the roles. NATS need not be there; the addresses are bound when this returns.
+    ///
+    /// Each role has a connection of its own: what an agent publishes can break the courier's, never the
+    /// gateway's.
     pub async fn start(config: &Config, roles: Roles, options: Options) -> anyhow::Result<Self> {
         for warning in config::warnings(config) {
             tracing::warn!("{warning}");
         }
-        let (lifecycle, metrics) = (Lifecycle::default(), Metrics::new());
-        let mut secrets: Vec<Arc<dyn Reload>> = Vec::new();
+        let (metrics, links) = (Metrics::new(), Links::default());
+        let (lifecycle, last, beside) = (Lifecycle::default(), CancellationToken::new(), TaskTracker::new());
+        let (failed, mut secrets) = (Failure::default(), Vec::<Arc<dyn Reload>>::new());
         let plan = Plan::new(config, options.update_streams);
-        let (broker, supervisor) = Broker::connect(&config.nats, plan).await.context("nats")?;
 
         let admin = Listener::bind(config.admin.listen, admin_limits()).await.context("admin.listen")?;
         let admin_address = admin.address()?;
@@ -77,7 +88,6 @@ impl App {
         let token =
             token.map(|token| KeyRing::load(vec![token], |secret| Ok(secret.clone()))).transpose()?.map(Arc::new);
         secrets.extend(token.clone().map(|token| token as Arc<dyn Reload>));
-        let admin_pages = admin::router(broker.clone(), metrics.clone(), token, lifecycle.draining());
 
         let mut gateway = None;
         if roles != Roles::Courier {
@@ -88,38 +98,47 @@ impl App {
             let address = listener.address()?;
             gateway = Some(address);
             let listener = listener.observed_by(observer(&metrics));
-            let router = ingress::router(config, broker.clone(), sources, options.clock.clone(), metrics.clone());
+            let (broker, supervisor) = Broker::connect(&config.nats, plan.clone()).await.context("nats")?;
+            links.set(Role::Gateway, broker.clone());
+            let (supervised, failed, draining) = (supervisor.run(last.clone()), failed.clone(), lifecycle.clone());
+            beside.spawn(async move {
+                if let Err(problem) = supervised.await {
+                    fail(&failed, problem.into());
+                    draining.drain();
+                }
+            });
+            let router = ingress::router(config, broker, sources, options.clock.clone(), metrics.clone());
             tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
             lifecycle.spawn(listener.run(router, lifecycle.draining()));
         }
         if roles != Roles::Gateway {
             let destinations = Destinations::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
             secrets.extend(destinations.secrets());
-            let destinations = Arc::new(destinations);
-            let courier = Courier::new(config, broker.clone(), destinations, options.clock.clone(), metrics.clone())?;
-            lifecycle.spawn(courier.run(lifecycle.draining()));
+            let post = Post {
+                config: config.clone(),
+                plan: plan.burying(egress::bury_unreadable),
+                destinations: Arc::new(destinations),
+                clock: options.clock.clone(),
+                metrics: metrics.clone(),
+                links: links.clone(),
+            };
+            let (failed, stop, last) = (failed.clone(), lifecycle.draining(), last.clone());
+            lifecycle.spawn(async move {
+                if let Err(error) = post.run(stop, last).await {
+                    fail(&failed, error);
+                }
+            });
         }
         tracing::info!(server.address = %admin_address, "Admin listens on http://{admin_address}");
-        // The admin pages and the link stay up while the roles drain: an operator wants to watch.
-        let (last, beside) = (CancellationToken::new(), TaskTracker::new());
-        let failed = Arc::new(Mutex::new(None));
+        let admin_pages = admin::router(links.clone(), metrics.clone(), token, lifecycle.draining());
         beside.spawn(admin.run(admin_pages, last.clone()));
-        beside.spawn(last.clone().run_until_cancelled_owned(watch_link(broker.clone(), metrics)));
-        lifecycle.spawn({
-            let (failed, stop) = (failed.clone(), lifecycle.draining());
-            async move {
-                if let Err(problem) = supervisor.run(stop).await {
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
-                }
-            }
-        });
         let grace = config.shutdown_grace;
-        Ok(Self { lifecycle, broker, secrets, gateway, admin: admin_address, failed, last, beside, grace })
+        Ok(Self { lifecycle, links, secrets, gateway, admin: admin_address, failed, last, beside, grace })
     }
 
     /// The handle to NATS, for the demo that runs beside the roles.
-    pub(crate) fn broker(&self) -> &Broker {
-        &self.broker
+    pub(crate) fn broker(&self) -> Option<Broker> {
+        self.links.all().into_iter().next()
     }
 
     /// Where the gateway listens, if this process has that role.
@@ -132,9 +151,9 @@ impl App {
         self.admin
     }
 
-    /// Waits until NATS can be used.
+    /// Waits until every role can use NATS.
     pub async fn ready(&self) {
-        self.broker.ready().await;
+        self.links.ready().await;
     }
 
     /// Waits until the process has a reason to stop by itself: a part that ended.
@@ -167,14 +186,53 @@ impl App {
         if !self.lifecycle.drained(self.grace).await {
             tracing::warn!("Stopped before everything was finished; what is left comes again from the streams");
         }
-        self.broker.close().await;
+        for broker in self.links.all() {
+            broker.close().await;
+        }
         self.last.cancel();
         self.beside.close();
-        if tokio::time::timeout(ADMIN_HEADER_TIMEOUT, self.beside.wait()).await.is_err() {
+        if tokio::time::timeout(LAST_WITHIN, self.beside.wait()).await.is_err() {
             tracing::debug!("Somebody holds on to an admin page");
         }
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        failed.map_or(Ok(()), |problem| Err(problem.into()))
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+fn fail(failed: &Failure, error: anyhow::Error) {
+    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+}
+
+/// The outbound role over as many NATS clients as it takes: one that an agent's message broke is replaced.
+struct Post {
+    config: Config,
+    plan: Plan,
+    destinations: Arc<Destinations>,
+    clock: Clock,
+    metrics: Metrics,
+    links: Links,
+}
+
+impl Post {
+    async fn run(self, stop: CancellationToken, last: CancellationToken) -> anyhow::Result<()> {
+        while !stop.is_cancelled() {
+            let (broker, supervisor) = Broker::connect(&self.config.nats, self.plan.clone()).await.context("nats")?;
+            self.links.set(Role::Courier, broker.clone());
+            let (destinations, clock, metrics) = (self.destinations.clone(), self.clock.clone(), self.metrics.clone());
+            let courier = Courier::new(&self.config, broker, destinations, clock, metrics)?;
+            // A courier whose client broke drops what it holds: the streams still have it.
+            let (stopped, supervised) = (stop.child_token(), supervisor.run(last.clone()));
+            tokio::select! {
+                () = courier.run(stopped) => return Ok(()),
+                ended = supervised => match ended {
+                    Ok(()) => return Ok(()),
+                    Err(Problem::ClientGone) => tracing::error!("{}; getting a new one", Problem::ClientGone),
+                    Err(problem) => return Err(problem.into()),
+                },
+            }
+            stop.run_until_cancelled(tokio::time::sleep(NEW_CLIENT_AFTER)).await;
+        }
+        Ok(())
     }
 }
 
@@ -195,20 +253,5 @@ fn admin_limits() -> listener::Limits {
         connections: ADMIN_CONNECTIONS,
         header_timeout: ADMIN_HEADER_TIMEOUT,
         max_headers: ADMIN_MAX_HEADERS,
-    }
-}
-
-/// Keeps the gauge of the link.
-async fn watch_link(broker: Broker, metrics: Metrics) {
-    let mut link = broker.watch();
-    loop {
-        let ready = link.borrow_and_update().ready().is_some();
-        if ready {
-            metrics.nats_connections.inc();
-        }
-        metrics.nats_ready.set(ready.into());
-        if link.changed().await.is_err() {
-            return;
-        }
     }
 }

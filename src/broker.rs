@@ -6,21 +6,25 @@
 mod bucket;
 mod connect;
 mod consume;
+mod links;
 mod names;
 mod provision;
 mod publish;
 mod read;
 mod state;
+mod unreadable;
 mod visit;
 
 pub(crate) use bucket::BucketError;
 pub(crate) use connect::Broker;
 pub(crate) use consume::{Consumer, Received};
+pub(crate) use links::{Links, Role};
 pub(crate) use names::Names;
 pub(crate) use provision::{COURIER, Plan, Problem};
 pub(crate) use publish::{Outgoing, PublishError, Schedule, Stored};
 pub(crate) use read::{ReadError, StoredMessage};
 pub(crate) use state::Link;
+pub(crate) use unreadable::Unreadable;
 pub(crate) use visit::{Seen, Server, Visitor};
 
 use crate::event::Headers;

@@ -1,11 +1,12 @@
 //! Out: from the outbox to HTTP.
 //!
-//! A message is understood ([`intake`]), routed ([`route`]), attempted ([`send`]) and decided upon ([`retry`]);
-//! the [`courier`] acts on the decision by acking, by scheduling the next attempt in the stream, or by writing
-//! a dead letter. Waiting is the stream's job: a restart forgets nothing and no task sleeps for an hour.
+//! The [`courier`] takes messages, and a [`worker`] understands ([`intake`]) and routes ([`route`]) them. A
+//! [`delivery`] is attempted ([`send`]) and decided upon ([`retry`]); then comes a receipt, the next attempt's
+//! schedule, or a dead letter, and only then the ack. Waiting is the stream's job: a restart forgets nothing and no task sleeps for an hour.
 
 mod courier;
 mod dead_letter;
+mod delivery;
 mod destination;
 mod endpoint_state;
 mod guard;
@@ -18,6 +19,10 @@ mod receipt;
 mod retry;
 mod route;
 mod send;
+mod sweep;
+mod unreadable;
+mod worker;
 
 pub(crate) use courier::Courier;
 pub(crate) use destination::Destinations;
+pub(crate) use unreadable::bury as bury_unreadable;

@@ -278,7 +278,7 @@ content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 9
 const TOO_LARGE: Prepared = (
     "too-large",
     b"HTTP/1.1 413 Payload Too Large\r\n\
-content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 98\r\n\r\n\
+content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 100\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Payload Too Large\",\"status\":413,\"detail\":\"the headers are too large\"}",
 );
 
@@ -286,7 +286,7 @@ content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 9
 const MALFORMED: Prepared = (
     "malformed",
     b"HTTP/1.1 400 Bad Request\r\n\
-content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 83\r\n\r\n\
+content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 85\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"detail\":\"this is not HTTP\"}",
 );
 

@@ -1,17 +1,17 @@
 //! Connecting, and watching over the connection.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event, connection::State};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::provision::{self, Plan, Problem};
 use super::state::{Link, Ready};
-use super::{Names, read};
+use super::{Names, read, unreadable};
 use crate::config::{Nats, StreamKind};
 use crate::secret::SecretError;
 
@@ -23,6 +23,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_UNCONFIRMED: usize = 16 * 1024;
 /// How long to wait before looking again at a server that was not ready or not fit.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How long the last words may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// The longest wait between two attempts to connect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
@@ -32,7 +34,9 @@ pub(crate) struct Broker {
     pub(super) client: Client,
     pub(super) jetstream: jetstream::Context,
     pub(super) names: Arc<Names>,
+    pub(super) replicas: usize,
     link: watch::Receiver<Link>,
+    look_again: Arc<Notify>,
 }
 
 /// Watches over the connection: prepares every new one, and tells the [`Link`].
@@ -42,6 +46,27 @@ pub(crate) struct Supervisor {
     link: watch::Sender<Link>,
     /// Changes whenever the client says that it connected or lost its connection.
     changed: watch::Receiver<u64>,
+}
+
+/// What the client complains of, each new complaint once: it repeats them with every attempt to connect.
+#[derive(Default)]
+struct SaidOnce(Mutex<String>);
+
+impl SaidOnce {
+    fn say(&self, complaint: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != complaint {
+            complaint.clone_into(&mut last);
+            tracing::warn!("NATS connection: {complaint}");
+        }
+    }
+}
+
+/// Why the supervisor goes on.
+enum Wake {
+    Look,
+    Stop,
+    ClientGone,
 }
 
 /// Why no connection can even be tried.
@@ -61,17 +86,17 @@ impl Broker {
     /// Makes the handle and begins to connect. Does not wait for a server.
     pub(crate) async fn connect(nats: &Nats, plan: Plan) -> Result<(Self, Supervisor), ConnectError> {
         let (event, changed) = watch::channel(0_u64);
-        let event = Arc::new(event);
+        let (event, said) = (Arc::new(event), Arc::<SaidOnce>::default());
         let options = options(nats)?
             .retry_on_initial_connect()
             .name("hookbridge")
             .request_timeout(Some(REQUEST_TIMEOUT))
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |happened| {
-                let event = event.clone();
+                let (event, said) = (event.clone(), said.clone());
                 async move {
-                    if let Event::ServerError(error) = &happened {
-                        tracing::warn!("NATS says: {error}");
+                    if let Event::ServerError(_) | Event::ClientError(_) = &happened {
+                        said.say(&happened.to_string());
                     }
                     event.send_modify(|count| *count += 1);
                 }
@@ -84,7 +109,8 @@ impl Broker {
             .backpressure_on_inflight(true)
             .build(client.clone());
         let (link, watched) = watch::channel(Link::Connecting);
-        let broker = Self { client, jetstream, names: Arc::new(plan.names.clone()), link: watched };
+        let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
+        let broker = Self { client, jetstream, names, replicas, link: watched, look_again: Arc::default() };
         Ok((broker.clone(), Supervisor { broker, plan, link, changed }))
     }
 
@@ -95,11 +121,6 @@ impl Broker {
             Link::Ready(_) if self.client.connection_state() != State::Connected => Link::Down,
             link => link,
         }
-    }
-
-    /// Changes of the link.
-    pub(crate) fn watch(&self) -> watch::Receiver<Link> {
-        self.link.clone()
     }
 
     /// Waits until the link is ready. Ends only with the process, so race it against a stop.
@@ -115,6 +136,16 @@ impl Broker {
         drop(link.wait_for(|link| link.ready().is_none_or(|ready| ready.connection != connection)).await);
     }
 
+    /// Asks the supervisor to look whether everything is still there.
+    pub(crate) fn look_again(&self) {
+        self.look_again.notify_one();
+    }
+
+    /// The largest message that the server takes, or took when it was last there.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
     /// Subjects, streams and buckets under this broker's prefix.
     pub(crate) fn names(&self) -> &Names {
         &self.names
@@ -125,10 +156,12 @@ impl Broker {
         self.client.statistics().connects.load(Ordering::Acquire)
     }
 
-    /// Sends what is buffered, then ends the connection.
+    /// Sends what is buffered: the last acks are part of it.
     pub(crate) async fn close(&self) {
-        if let Err(error) = tokio::time::timeout(REQUEST_TIMEOUT, self.client.drain()).await {
-            tracing::debug!("NATS connection was not drained: {error}");
+        if self.link().ready().is_some()
+            && let Err(error) = tokio::time::timeout(CLOSE_WITHIN, self.client.flush()).await
+        {
+            tracing::debug!("The last words did not reach NATS: {error}");
         }
     }
 }
@@ -151,17 +184,25 @@ impl Supervisor {
             } else if worked_before || !matches!(*self.link.borrow(), Link::Connecting) {
                 self.tell(Link::Down);
             }
-            if !self.wait(connection, &stop).await {
-                return Ok(());
+            match self.wait(connection, &stop).await {
+                Wake::Look => {}
+                Wake::Stop => return Ok(()),
+                Wake::ClientGone => {
+                    self.tell(Link::Down);
+                    return Err(Problem::ClientGone);
+                }
             }
         }
     }
 
     async fn prepare(&self, connection: u64) -> Result<(), Problem> {
-        if self.link.borrow().ready().is_none_or(|ready| ready.connection != connection) {
+        if !self.is_ready_on(connection) {
             self.tell(Link::Preparing);
         }
-        let info = self.broker.client.server_info();
+        // Between connecting and the server's first word there is a moment without it.
+        let Some(info) = self.broker.client.try_server_info() else {
+            return Err(Problem::NoAnswer("the server has not introduced itself yet".to_owned()));
+        };
         if !is_new_enough(&info.version) {
             return Err(Problem::OldServer { version: info.version });
         }
@@ -169,6 +210,11 @@ impl Supervisor {
             // A server without JetStream of its own may still have neighbours with it, so it gets the question.
             Err(Problem::NoAnswer(_)) if !info.jetstream => return Err(Problem::NoJetStream),
             applied => applied?,
+        }
+        if let Some(bury) = self.plan.bury
+            && !self.is_ready_on(connection)
+        {
+            unreadable::remove(&self.broker.client, &self.broker.jetstream, &self.plan, bury).await?;
         }
         let outbox_last = read::last_sequence(&self.broker, StreamKind::Outbox).await?;
         let ready = Ready { max_payload: info.max_payload, connection, outbox_last };
@@ -179,30 +225,37 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Waits for a reason to look again. `false` means stop.
-    async fn wait(&mut self, connection: u64, stop: &CancellationToken) -> bool {
-        let settled = self.link.borrow().ready().is_some_and(|ready| ready.connection == connection);
-        let look_again = async {
+    fn is_ready_on(&self, connection: u64) -> bool {
+        self.link.borrow().ready().is_some_and(|ready| ready.connection == connection)
+    }
+
+    /// Waits for a reason to look again.
+    async fn wait(&mut self, connection: u64, stop: &CancellationToken) -> Wake {
+        let settled = self.is_ready_on(connection);
+        let later = async {
             if settled {
                 std::future::pending::<()>().await;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
         tokio::select! {
-            () = stop.cancelled() => false,
-            changed = self.changed.changed() => changed.is_ok(),
-            () = look_again => true,
+            () = stop.cancelled() => Wake::Stop,
+            changed = self.changed.changed() => if changed.is_ok() { Wake::Look } else { Wake::ClientGone },
+            () = self.broker.look_again.notified() => Wake::Look,
+            () = later => Wake::Look,
         }
     }
 
     /// Tells a new state, and logs it once.
     fn tell(&self, new: Link) {
+        let mut was_ready = false;
         let changed = self.link.send_if_modified(|link| {
             let changed = *link != new;
+            was_ready = link.ready().is_some();
             *link = new.clone();
             changed
         });
-        if !changed {
+        if !changed || (was_ready && new.ready().is_some()) {
             return;
         }
         match &new {

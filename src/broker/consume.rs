@@ -102,6 +102,7 @@ impl Consumer {
                 Ok(consumer) => return Some((consumer, ready.connection)),
                 Err(error) => {
                     tracing::debug!("Durable {} of {} is not there: {error}", self.durable, self.stream);
+                    self.broker.look_again();
                     tokio::time::sleep(AFTER_FAILURE).await;
                 }
             }

@@ -7,12 +7,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode, kv};
 
 use super::Names;
+use super::unreadable::Bury;
 use crate::config::{Config, Limits, StreamKind};
 use crate::event::Name;
 
@@ -32,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) durables: Vec<Durable>,
     /// Change what differs instead of leaving it alone.
     pub(crate) update: bool,
+    /// Look for messages that cannot be read before any is taken, and bury them so.
+    pub(crate) bury: Option<Bury>,
 }
 
 /// A durable consumer.
@@ -54,6 +57,8 @@ pub(crate) enum Problem {
     Differs(Differences),
     #[error("{what} is not there and could not be made: {why}")]
     Refused { what: String, why: String },
+    #[error("the NATS client stopped working; a message that it cannot read may be the cause")]
+    ClientGone,
     #[error("JetStream does not answer: {0}")]
     NoAnswer(String),
 }
@@ -101,7 +106,12 @@ impl Plan {
             durables.push(Durable::of_agent(name, StreamKind::Tasks, vec![format!("tasks.{name}.*")]));
         }
         let names = Names::new(config.nats.prefix.clone());
-        Self { names, replicas: config.nats.replicas, streams, durables, update }
+        Self { names, replicas: config.nats.replicas, streams, durables, update, bury: None }
+    }
+
+    /// The plan of a role that takes what others publish.
+    pub(crate) fn burying(self, bury: Bury) -> Self {
+        Self { bury: Some(bury), ..self }
     }
 
     fn stream_config(&self, kind: StreamKind, limits: &Limits) -> StreamConfig {
@@ -251,6 +261,7 @@ fn compare_streams(wanted: &StreamConfig, found: &StreamConfig, kind: StreamKind
     must(is.max_message_size <= 0, format!("max_msg_size is {}, not unlimited", is.max_message_size));
     must(is.max_messages_per_subject <= 0, format!("max_msgs_per_subject is {}", is.max_messages_per_subject));
     must(is.subject_transform.is_none(), "it transforms subjects".to_owned());
+    must(is.allow_direct, "it does not allow direct gets".to_owned());
     if kind == StreamKind::Retry {
         must(is.allow_message_schedules, "it does not allow message schedules".to_owned());
         must(is.max_age.is_zero(), format!("max_age is {:?}; a later schedule would vanish silently", is.max_age));
@@ -347,6 +358,12 @@ async fn durable(
     if found.deliver_subject.is_some() || found.ack_policy != AckPolicy::Explicit {
         details.push("it is not a pull consumer with explicit acks".to_owned());
     }
+    if found.headers_only || !found.backoff.is_empty() || !found.inactive_threshold.is_zero() {
+        details.push("it has headers_only, a backoff or an inactive_threshold".to_owned());
+    }
+    if found.deliver_policy != DeliverPolicy::All {
+        details.push(format!("it begins at {:?} instead of at the first message", found.deliver_policy));
+    }
     if found.max_deliver > 0 {
         details.push(format!("it gives up after {} deliveries", found.max_deliver));
     }
@@ -398,7 +415,7 @@ mod tests {
 
     fn plan() -> Plan {
         let streams = StreamKind::ALL.map(|kind| (kind, Streams::default().limits(kind))).to_vec();
-        Plan { names: Names::default(), replicas: 1, streams, durables: Vec::new(), update: false }
+        Plan { names: Names::default(), replicas: 1, streams, durables: Vec::new(), update: false, bury: None }
     }
 
     fn compare(kind: StreamKind, change: impl FnOnce(&mut StreamConfig)) -> (Vec<String>, Vec<String>) {

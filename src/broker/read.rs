@@ -54,9 +54,19 @@ impl Broker {
 
     /// The last message on a subject.
     pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
-        match self.stream(kind).await?.direct_get_last_for_subject(self.names.subject(subject)).await {
+        let (stream, subject) = (self.stream(kind).await?, self.names.subject(subject));
+        match stream.direct_get_last_for_subject(&subject).await {
+            Ok(message) => return Ok(Some(self.stored(message))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
+            Err(error) => return Err(ReadError::new(kind, error)),
+        }
+        // Without replicas there is nobody else who could know better.
+        if self.replicas == 1 {
+            return Ok(None);
+        }
+        match stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => Ok(Some(self.stored(message))),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) if is_absent(&error.kind()) => Ok(None),
             Err(error) => Err(ReadError::new(kind, error)),
         }
     }

@@ -76,7 +76,9 @@ async fn serve(config: &Config, signals: &mut Signals, folder: &Path, port: u16)
     let lines: demo::Say = Arc::new(say);
     let app = App::start(config, Roles::Both, Options::default()).await?;
     let endpoint = demo_endpoint(config, lines.clone(), &app).await?;
-    app.run_beside(|stop| demo::agent(app.broker().clone(), lines, stop));
+    if let Some(broker) = app.broker() {
+        app.run_beside(|stop| demo::agent(broker, lines, stop));
+    }
     tokio::select! {
         () = app.ready() => {}
         () = app.ended() => {

@@ -306,6 +306,9 @@ fn egress(config: &Config, findings: &mut Findings) {
     if egress.timeout.is_zero() {
         findings.add("egress.timeout", "a time limit of 0 refuses everything");
     }
+    if egress.max_retry_after < Duration::from_secs(1) {
+        findings.add("egress.max_retry_after", "must be at least 1s");
+    }
     if egress.concurrency == 0 {
         findings.add("egress.concurrency", "must be at least 1");
     }

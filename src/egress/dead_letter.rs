@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::intake::Original;
-use super::reason::Refusal;
+use super::reason::{Refusal, printable};
 use crate::broker::Outgoing;
 use crate::event::headers::Headers;
 
@@ -22,6 +22,7 @@ pub(super) struct DeadLetter<'a> {
     pub(super) refusal: &'a Refusal,
     /// The outbox message; none when it has expired.
     pub(super) original: Option<&'a Original>,
+    pub(super) sequence: u64,
 }
 
 impl DeadLetter<'_> {
@@ -34,10 +35,10 @@ impl DeadLetter<'_> {
         headers.push("Hookbridge-Attempt", self.attempt.to_string());
         headers.push("Hookbridge-Message-Id", self.message_id);
         headers.push("Hookbridge-Delivery-Id", self.delivery_id);
+        headers.push("Hookbridge-Outbox-Sequence", self.sequence.to_string());
         let mut payload = Bytes::new();
         if let Some(original) = self.original {
             headers.push("Hookbridge-Subject", printable(&original.subject));
-            headers.push("Hookbridge-Outbox-Sequence", original.sequence.to_string());
             let own: Vec<_> = original.headers.iter().filter(|(name, _)| is_original(name)).collect();
             let room = own.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
             if room + headers.wire_bytes() <= HEADER_ROOM {
@@ -62,11 +63,6 @@ fn is_original(name: &str) -> bool {
     routing || !(lower.starts_with("nats-") || lower.starts_with("hookbridge-"))
 }
 
-/// One line, whatever came from outside.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1024).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +85,7 @@ mod tests {
             attempt: 3,
             refusal: &refusal,
             original: Some(&original),
+            sequence: 7,
         };
         letter.message(max_payload)
     }

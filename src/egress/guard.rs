@@ -67,22 +67,23 @@ impl Guard {
 }
 
 /// IPv4 that is not public unicast (IANA IPv4 Special-Purpose Address Registry, and multicast).
-const NOT_PUBLIC_V4: [([u8; 4], u8); 15] = [
-    ([0, 0, 0, 0], 8),       // this network
-    ([10, 0, 0, 0], 8),      // private
-    ([100, 64, 0, 0], 10),   // shared by carriers
-    ([127, 0, 0, 0], 8),     // loopback
-    ([169, 254, 0, 0], 16),  // link-local, where clouds put their metadata
-    ([172, 16, 0, 0], 12),   // private
-    ([192, 0, 0, 0], 24),    // protocol assignments
-    ([192, 0, 2, 0], 24),    // documentation
-    ([192, 88, 99, 0], 24),  // 6to4 relays
-    ([192, 168, 0, 0], 16),  // private
-    ([198, 18, 0, 0], 15),   // benchmarks
-    ([198, 51, 100, 0], 24), // documentation
-    ([203, 0, 113, 0], 24),  // documentation
-    ([224, 0, 0, 0], 4),     // multicast
-    ([240, 0, 0, 0], 4),     // reserved, and broadcast
+const NOT_PUBLIC_V4: [([u8; 4], u8); 16] = [
+    ([0, 0, 0, 0], 8),        // this network
+    ([10, 0, 0, 0], 8),       // private
+    ([100, 64, 0, 0], 10),    // shared by carriers
+    ([127, 0, 0, 0], 8),      // loopback
+    ([168, 63, 129, 16], 32), // Azure's wire server: public by number, inside by nature
+    ([169, 254, 0, 0], 16),   // link-local, where clouds put their metadata
+    ([172, 16, 0, 0], 12),    // private
+    ([192, 0, 0, 0], 24),     // protocol assignments
+    ([192, 0, 2, 0], 24),     // documentation
+    ([192, 88, 99, 0], 24),   // 6to4 relays
+    ([192, 168, 0, 0], 16),   // private
+    ([198, 18, 0, 0], 15),    // benchmarks
+    ([198, 51, 100, 0], 24),  // documentation
+    ([203, 0, 113, 0], 24),   // documentation
+    ([224, 0, 0, 0], 4),      // multicast
+    ([240, 0, 0, 0], 4),      // reserved, and broadcast
 ];
 
 /// What of 2000::/3 is not public unicast, or carries an IPv4 address that this would let through (IANA IPv6
@@ -178,6 +179,7 @@ mod tests {
             "https://10.1.2.3/",
             "https://100.64.0.1/",
             "https://169.254.169.254/latest/meta-data/",
+            "https://168.63.129.16/",
             "https://172.31.255.255/",
             "https://192.168.0.1/",
             "https://198.18.0.1/",

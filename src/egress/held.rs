@@ -15,8 +15,8 @@ pub(super) struct Hold {
 
 impl Held {
     /// Takes a delivery in hand; `None` when it already is.
-    pub(super) fn take(&self, agent: &str, delivery_id: &str) -> Option<Hold> {
-        let key = format!("{agent}.{delivery_id}");
+    pub(super) fn take(&self, sequence: u64, delivery_id: &str) -> Option<Hold> {
+        let key = format!("{sequence}.{delivery_id}");
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert(key.clone()).then(|| Hold { held: self.clone(), key })
     }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use serde::de::{Deserializer as _, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
 
@@ -24,6 +24,9 @@ const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// The content type of a body whose sender does not say: agents mostly speak JSON.
 const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The longest callback URL; servers rarely take more.
+const MAX_URL: usize = 8192;
 
 /// A message as it stands in OUTBOX.
 #[derive(Clone, Debug)]
@@ -73,7 +76,9 @@ pub(super) struct Malformed {
 pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
     let (agent, topic) = subject::outbox(&original.subject).unwrap_or_default();
     let valid_agent = name::is_token(agent);
+    // To NATS an empty id is none.
     let header_id = original.headers.iter().find(|(name, _)| *name == MESSAGE_ID).map(|(_, value)| value);
+    let header_id = header_id.filter(|id| !id.is_empty());
     let malformed = |detail: String| Malformed {
         agent: if valid_agent { agent.to_owned() } else { "_".to_owned() },
         id: header_id.map_or_else(|| original.fallback_id.clone(), id::message),
@@ -96,7 +101,8 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
             .ok_or_else(|| malformed(format!("content type {text:?} is not what an HTTP header can carry")))?,
         None => DEFAULT_CONTENT_TYPE,
     };
-    let id = header_id.or(envelope.id.as_deref()).map_or_else(|| original.fallback_id.clone(), id::message);
+    let envelope_id = envelope.id.as_deref().filter(|id| !id.is_empty());
+    let id = header_id.or(envelope_id).map_or_else(|| original.fallback_id.clone(), id::message);
     let body = match envelope.payload {
         Some(payload) => payload,
         None => original.payload.clone(),
@@ -137,6 +143,9 @@ fn routing_header(headers: &Headers) -> Result<Option<Target>, String> {
 }
 
 fn callback(url: &str) -> Result<Target, String> {
+    if url.len() > MAX_URL {
+        return Err(format!("the callback URL is longer than {MAX_URL} bytes"));
+    }
     url.parse()
         .map(|url| Target::Callback(Box::new(url)))
         .map_err(|error| format!("the callback URL is not a URL: {error}"))
@@ -152,33 +161,35 @@ struct Envelope {
     payload: Option<Bytes>,
 }
 
+/// The keys that make an object an envelope.
+const ROUTING_KEYS: [&str; 3] = ["endpoint", "callback_url", "task_id"];
+/// The keys that an envelope can have beside its routing key.
+const OTHER_KEYS: [&str; 4] = ["payload", "id", "type", "content_type"];
+
 /// Reads the body of a message on the bare subject. Whatever is not a JSON object with a routing key is data.
 fn envelope(body: &Bytes) -> Result<Envelope, String> {
-    let members = match members(body) {
-        Members::NotAnObject => return Ok(Envelope::default()),
-        Members::Duplicate(key) => return Err(format!("key `{key}` occurs twice")),
-        Members::Of(members) => members,
-    };
-    let routing: Vec<&str> =
-        ["endpoint", "callback_url", "task_id"].into_iter().filter(|key| members.contains_key(*key)).collect();
+    let Some(members) = members(body) else { return Ok(Envelope::default()) };
+    let routing: Vec<&str> = ROUTING_KEYS.into_iter().filter(|key| members.known.contains_key(key)).collect();
     let [key] = routing[..] else {
         return match routing[..] {
             [] => Ok(Envelope::default()),
             _ => Err(format!("has the routing keys {}: use one", routing.join(" and "))),
         };
     };
+    if let Some(twice) = members.twice {
+        return Err(format!("key `{twice}` occurs twice"));
+    }
     let target = text(&members, key)?.unwrap_or_default();
     if key == "task_id" {
         // The whole object is what the callback receives.
         return Ok(Envelope { target: Some(Target::Task(target)), ..Envelope::default() });
     }
-    let known = ["payload", "id", "type", "content_type"];
-    if let Some(other) = members.keys().find(|other| *other != key && !known.contains(&other.as_str())) {
-        return Err(format!("unknown key `{other}`; an envelope has {key}, {}", known.join(", ")));
+    if let Some(other) = &members.unknown {
+        return Err(format!("unknown key `{other}`; an envelope has {key}, {}", OTHER_KEYS.join(", ")));
     }
     text(&members, "type")?;
     let (id, content_type) = (text(&members, "id")?, text(&members, "content_type")?);
-    let payload = members.get("payload").ok_or("an envelope needs `payload`, which is what is sent")?;
+    let payload = members.known.get("payload").ok_or("an envelope needs `payload`, which is what is sent")?;
     let payload = Some(payload_bytes(body, payload, content_type.as_deref()));
     let target = if key == "endpoint" { Target::Endpoint(target) } else { callback(&target)? };
     Ok(Envelope { target: Some(target), id, content_type, payload })
@@ -193,54 +204,53 @@ fn payload_bytes(body: &Bytes, payload: &RawValue, content_type: Option<&str>) -
     }
 }
 
-fn text(members: &BTreeMap<String, &RawValue>, key: &str) -> Result<Option<String>, String> {
-    let Some(value) = members.get(key) else { return Ok(None) };
+fn text(members: &Members<'_>, key: &str) -> Result<Option<String>, String> {
+    let Some(value) = members.known.get(key) else { return Ok(None) };
     serde_json::from_str(value.get()).map(Some).map_err(|_| format!("`{key}` must be a text"))
 }
 
-/// The members of a JSON object, values unread.
-enum Members<'a> {
-    NotAnObject,
-    Duplicate(String),
-    Of(BTreeMap<String, &'a RawValue>),
+/// What is of interest in a JSON object; the rest is skipped, so a large one costs no memory.
+#[derive(Default)]
+struct Members<'a> {
+    known: BTreeMap<&'static str, &'a RawValue>,
+    /// The first key that no envelope has.
+    unknown: Option<String>,
+    /// The first known key that occurs again.
+    twice: Option<&'static str>,
 }
 
-fn members(body: &[u8]) -> Members<'_> {
+/// Reads a JSON object; `None` when the body is anything else.
+fn members(body: &[u8]) -> Option<Members<'_>> {
     struct Object;
     impl<'de> Visitor<'de> for Object {
-        type Value = (BTreeMap<String, &'de RawValue>, Option<String>);
+        type Value = Members<'de>;
 
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
             formatter.write_str("an object")
         }
 
         fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-            let (mut members, mut duplicate) = (BTreeMap::new(), None);
+            let mut members = Members::default();
             while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                let key = key.into_owned();
-                if members.len() >= MAX_MEMBERS {
-                    return Err(M::Error::custom("too many members"));
-                }
-                if members.insert(key.clone(), map.next_value()?).is_some() {
-                    duplicate = Some(key);
+                let known = ROUTING_KEYS.into_iter().chain(OTHER_KEYS).find(|known| *known == key);
+                let Some(known) = known else {
+                    map.next_value::<IgnoredAny>()?;
+                    members.unknown.get_or_insert_with(|| key.into_owned());
+                    continue;
+                };
+                if members.known.insert(known, map.next_value()?).is_some() {
+                    members.twice.get_or_insert(known);
                 }
             }
-            Ok((members, duplicate))
+            Ok(members)
         }
     }
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-        return Members::NotAnObject;
+        return None;
     }
     let mut json = serde_json::Deserializer::from_slice(body);
-    match json.deserialize_map(Object).and_then(|read| json.end().map(|()| read)) {
-        Ok((_, Some(duplicate))) => Members::Duplicate(duplicate),
-        Ok((members, None)) => Members::Of(members),
-        Err(_) => Members::NotAnObject,
-    }
+    json.deserialize_map(Object).and_then(|members| json.end().map(|()| members)).ok()
 }
-
-/// The most members of an object that is looked at as an envelope; a larger one is data.
-const MAX_MEMBERS: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -299,7 +309,7 @@ mod tests {
 
     #[test]
     fn what_is_no_envelope_on_the_bare_subject_is_data() {
-        for body in ["", "hello", "[1]", r#"{"text":"hello"}"#, r#"{"endpoint":"#, "\u{0}"] {
+        for body in ["", "hello", "[1]", r#"{"text":"hello"}"#, r#"{"a":1,"a":2}"#, r#"{"endpoint":"#, "\u{0}"] {
             let message = understood(BARE, &[], body);
             assert_eq!((message.target, &message.body[..]), (Target::FanOut, body.as_bytes()), "{body}");
         }

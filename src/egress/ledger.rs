@@ -5,18 +5,20 @@
 
 use std::time::Duration;
 
-use super::receipt::{self, Attempted, Receipt, Status};
-use crate::broker::{Broker, Outgoing, PublishError, ReadError, Schedule};
+use super::receipt::{self, Receipt, Status};
+use crate::broker::{Broker, Outgoing, PublishError, ReadError, Schedule, Stored};
 use crate::config::StreamKind;
 use crate::event::trace;
 use crate::telemetry::Metrics;
 
 /// How long one confirmation may take.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
-/// How often a write that a ready server refuses is tried.
-const TRIES: u32 = 6;
-/// The wait before the second try; it doubles.
+/// How often a receipt that a ready server does not take is tried.
+const RECEIPT_TRIES: u32 = 6;
+/// The wait before the second try; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest wait between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The books of the courier.
 #[derive(Clone)]
@@ -25,9 +27,9 @@ pub(super) struct Ledger {
     pub(super) metrics: Metrics,
 }
 
-/// The stream did not take it, although NATS was there.
+/// The server takes no message of this size.
 #[derive(Debug)]
-pub(super) struct NotWritten;
+pub(super) struct TooLarge;
 
 /// What the receipts say about a delivery that may have been worked on before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,34 +43,46 @@ pub(super) enum Known {
 }
 
 impl Ledger {
-    /// Writes something that must be confirmed before the message may be acked.
-    pub(super) async fn write(&self, outgoing: &Outgoing) -> Result<(), NotWritten> {
-        self.persist(&outgoing.subject, || self.broker.publish(outgoing.clone(), CONFIRM_WITHIN)).await.map(drop)
+    /// Writes something without which the message must not be acked. Does not give up: the delivery stays in
+    /// hand, and is not sent again only because it cannot be written down. The error is a message that the
+    /// server can never take.
+    pub(super) async fn write(&self, outgoing: &Outgoing) -> Result<(), TooLarge> {
+        let publish = || self.broker.publish(outgoing.clone(), CONFIRM_WITHIN);
+        match self.persist(&outgoing.subject, u32::MAX, publish).await {
+            Err(PublishError::TooLarge) => Err(TooLarge),
+            _ => Ok(()),
+        }
     }
 
     /// Writes a receipt. One that cannot be written is counted; it never causes another attempt by itself.
     pub(super) async fn receipt(&self, receipt: &Receipt<'_>, trace: Option<&trace::Context>) {
-        if self.write(&receipt.message(trace)).await.is_err() {
+        let message = receipt.message(trace);
+        let publish = || self.broker.publish(message.clone(), CONFIRM_WITHIN);
+        if self.persist(&message.subject, RECEIPT_TRIES, publish).await.is_err() {
             self.metrics.lost_receipts.inc();
         }
     }
 
-    /// Puts a schedule into RETRY. `Ok(false)`: another message waits on that subject.
-    pub(super) async fn schedule(&self, schedule: &Schedule) -> Result<bool, NotWritten> {
-        let publish = || async {
-            match self.broker.schedule(schedule.clone(), CONFIRM_WITHIN).await {
-                Err(PublishError::Occupied) => Ok(false),
-                other => other.map(|_| true),
-            }
-        };
-        self.persist(&schedule.waits_on, publish).await
+    /// Puts a schedule into RETRY. `false`: another message waits on that subject.
+    pub(super) async fn schedule(&self, schedule: &Schedule) -> bool {
+        let publish = || self.broker.schedule(schedule.clone(), CONFIRM_WITHIN);
+        !matches!(self.persist(&schedule.waits_on, u32::MAX, publish).await, Err(PublishError::Occupied))
     }
 
-    /// Looks up what the receipts say.
-    pub(super) async fn look_up(&self, agent: &str, delivery_id: &str, attempt: u32) -> Result<Known, ReadError> {
+    /// Looks up what the receipts say of one outbox message's delivery.
+    pub(super) async fn look_up(
+        &self,
+        agent: &str,
+        delivery_id: &str,
+        sequence: u64,
+        attempt: u32,
+    ) -> Result<Known, ReadError> {
         let last = |status| {
             let subject = receipt::subject(agent, status, delivery_id);
-            async move { self.broker.last(StreamKind::Receipts, &subject).await }
+            async move {
+                let stored = self.broker.last(StreamKind::Receipts, &subject).await?;
+                Ok(stored.and_then(|stored| receipt::attempt_of(&stored, sequence)))
+            }
         };
         let [delivered, dead, cancelled] = Status::TERMINAL.map(last);
         let (delivered, dead, cancelled, retrying) =
@@ -76,36 +90,45 @@ impl Ledger {
         if delivered.or(dead).or(cancelled).is_some() {
             return Ok(Known::Ended);
         }
-        let attempted = retrying.and_then(|message| serde_json::from_slice::<Attempted>(&message.payload).ok());
-        let scheduled = attempted.is_some_and(|receipt| receipt.attempt >= attempt);
-        Ok(if scheduled { Known::Scheduled } else { Known::Open })
+        Ok(if retrying.is_some_and(|made| made >= attempt) { Known::Scheduled } else { Known::Open })
     }
 
     /// Tries until the stream confirms. While NATS is away it waits for it without counting.
-    async fn persist<T, F>(&self, subject: &str, publish: impl Fn() -> F) -> Result<T, NotWritten>
+    async fn persist<F>(&self, subject: &str, tries: u32, publish: impl Fn() -> F) -> Result<Stored, PublishError>
     where
-        F: Future<Output = Result<T, PublishError>>,
+        F: Future<Output = Result<Stored, PublishError>>,
     {
         let mut pause = FIRST_PAUSE;
-        let mut tries = 0;
+        let mut tried = 0;
         loop {
             let error = match publish().await {
-                Ok(stored) => return Ok(stored),
+                // Neither of these becomes better by waiting.
+                Err(error @ (PublishError::TooLarge | PublishError::Occupied)) => return Err(error),
+                Err(PublishError::NotReady(link)) => {
+                    // Ends with the process at the latest: whoever holds the delivery is dropped then.
+                    if self.broker.ready().await.is_none() {
+                        // This client is gone for good, and with it the message that could be acked.
+                        return Err(PublishError::NotReady(link));
+                    }
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Err(error) => error,
+                stored => return stored,
             };
-            if self.broker.link().ready().is_none() {
-                // Ends with the process at the latest: whoever holds the delivery is dropped then.
-                self.broker.ready().await;
-                tokio::time::sleep(FIRST_PAUSE).await;
-                continue;
+            tried += 1;
+            if tried >= tries {
+                tracing::error!("Gave up writing to {subject} after {tried} tries: {error}");
+                return Err(error);
             }
-            tries += 1;
-            if tries >= TRIES {
-                tracing::error!("Could not write to {subject} in {tries} tries: {error}");
-                return Err(NotWritten);
+            if tried.is_multiple_of(RECEIPT_TRIES) {
+                tracing::error!("Still not written to {subject} after {tried} tries: {error}; trying on");
+            }
+            if matches!(error, PublishError::NoStream(_)) {
+                self.broker.look_again();
             }
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }

@@ -1,13 +1,24 @@
 //! What waits in RETRY: a pointer to an outbox message, never its body.
 
+use super::dead_letter::DeadLetter;
+use super::intake::{Message, Original};
+use super::reason::Refusal;
+use super::route::Route;
 use crate::event::headers::Headers;
+use crate::event::name;
 
 const SEQUENCE: &str = "Hookbridge-Outbox-Sequence";
 const AGENT: &str = "Hookbridge-Agent";
 const DELIVERY: &str = "Hookbridge-Delivery-Id";
 const MESSAGE: &str = "Hookbridge-Message-Id";
 const DESTINATION: &str = "Hookbridge-Destination";
+const TOKEN: &str = "Hookbridge-Destination-Token";
 const ATTEMPT: &str = "Hookbridge-Attempt";
+
+/// The longest delivery id: a message id, a dash and eight characters.
+const MAX_DELIVERY_ID: usize = 64 + 9;
+/// The longest destination token: `e_` and a name.
+const MAX_TOKEN: usize = 2 + 64;
 
 /// A delivery that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +30,26 @@ pub(super) struct Pointer {
     pub(super) delivery_id: String,
     /// The destination's public name, for the dead letter of a message whose body is gone.
     pub(super) destination: String,
+    /// The subject token of the destination.
+    pub(super) token: String,
     /// The attempt that comes next; the first is 1.
     pub(super) attempt: u32,
 }
 
 impl Pointer {
+    /// The pointer to a delivery; none where there is no destination to wait for.
+    pub(super) fn new(original: &Original, message: &Message, route: &Route, attempt: u32) -> Option<Self> {
+        Some(Self {
+            sequence: original.sequence,
+            agent: message.agent.clone(),
+            message_id: message.id.clone(),
+            delivery_id: route.delivery_id.clone(),
+            destination: route.public_name.clone(),
+            token: route.token.clone()?,
+            attempt,
+        })
+    }
+
     /// The pointer as headers.
     pub(super) fn headers(&self) -> Headers {
         let mut headers = Headers::default();
@@ -32,21 +58,60 @@ impl Pointer {
         headers.push(MESSAGE, self.message_id.as_str());
         headers.push(DELIVERY, self.delivery_id.as_str());
         headers.push(DESTINATION, self.destination.as_str());
+        headers.push(TOKEN, self.token.as_str());
         headers.push(ATTEMPT, self.attempt.to_string());
         headers
     }
 
-    /// Reads a pointer. `None` when the message was not written by Hookbridge.
+    /// Reads a pointer. `None` when it is not what Hookbridge writes.
     pub(super) fn read(headers: &Headers) -> Option<Self> {
         let text = |name| headers.get(name).map(str::to_owned);
-        Some(Self {
+        let pointer = Self {
             sequence: headers.get(SEQUENCE)?.parse().ok()?,
             agent: text(AGENT)?,
             message_id: text(MESSAGE)?,
             delivery_id: text(DELIVERY)?,
             destination: text(DESTINATION)?,
+            token: text(TOKEN)?,
             attempt: headers.get(ATTEMPT)?.parse().ok().filter(|attempt| *attempt > 0)?,
-        })
+        };
+        let is_tokens = |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(name::is_token_byte);
+        let ids = name::is_token(&pointer.agent)
+            && name::is_token(&pointer.message_id)
+            && is_tokens(&pointer.delivery_id, MAX_DELIVERY_ID)
+            && is_tokens(&pointer.token, MAX_TOKEN)
+            && pointer.delivery_id.starts_with(&pointer.message_id);
+        ids.then_some(pointer)
+    }
+
+    /// The subject tokens that the delivery can wait under: its id, or, where another message of the same id
+    /// waits, its id with its place in OUTBOX.
+    pub(super) fn waiting_tokens(&self) -> [String; 2] {
+        [self.delivery_id.clone(), format!("{}-{}", self.delivery_id, self.sequence)]
+    }
+
+    /// Whether the delivery can be due on this subject.
+    pub(super) fn is_due_on(&self, subject: &str) -> bool {
+        self.waiting_tokens().iter().any(|delivery| due_on(&self.token, delivery) == subject)
+    }
+
+    /// Whether the delivery can wait on this subject.
+    pub(super) fn is_waiting_on(&self, subject: &str) -> bool {
+        self.waiting_tokens().iter().any(|delivery| waits_on(&self.token, delivery) == subject)
+    }
+
+    /// The dead letter of a delivery that was given up while it waited.
+    pub(super) fn dead_letter<'a>(&'a self, refusal: &'a Refusal, original: Option<&'a Original>) -> DeadLetter<'a> {
+        DeadLetter {
+            agent: &self.agent,
+            message_id: &self.message_id,
+            delivery_id: &self.delivery_id,
+            destination: &self.destination,
+            attempt: self.attempt - 1,
+            refusal,
+            original,
+            sequence: self.sequence,
+        }
     }
 }
 
@@ -64,19 +129,46 @@ pub(super) fn due_on(destination_token: &str, delivery_token: &str) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_pointer_reads_back_as_written_and_anything_else_does_not() {
-        let pointer = Pointer {
+    fn pointer() -> Pointer {
+        Pointer {
             sequence: 7,
             agent: "planner".to_owned(),
             message_id: "m".to_owned(),
             delivery_id: "m-X".to_owned(),
             destination: "crm".to_owned(),
+            token: "e_crm".to_owned(),
             attempt: 2,
-        };
-        assert_eq!(Pointer::read(&pointer.headers()), Some(pointer.clone()));
+        }
+    }
+
+    #[test]
+    fn a_pointer_reads_back_as_written() {
+        assert_eq!(Pointer::read(&pointer().headers()), Some(pointer()));
         assert_eq!(Pointer::read(&Headers::default()), None);
-        let zeroth = Pointer { attempt: 0, ..pointer };
-        assert_eq!(Pointer::read(&zeroth.headers()), None);
+    }
+
+    #[test]
+    fn a_pointer_that_hookbridge_would_not_write_is_none() {
+        let changed: [fn(&mut Pointer); 6] = [
+            |pointer| pointer.attempt = 0,
+            |pointer| pointer.agent = "a b".to_owned(),
+            |pointer| pointer.delivery_id = "m.>".to_owned(),
+            |pointer| pointer.delivery_id = "other".to_owned(),
+            |pointer| pointer.token = "*".to_owned(),
+            |pointer| pointer.message_id = String::new(),
+        ];
+        for change in changed {
+            let mut pointer = pointer();
+            change(&mut pointer);
+            assert_eq!(Pointer::read(&pointer.headers()), None, "{pointer:?}");
+        }
+    }
+
+    #[test]
+    fn a_delivery_waits_on_its_own_subject_or_beside_it() {
+        let pointer = pointer();
+        assert!(pointer.is_due_on("retry.due.e_crm.m-X") && pointer.is_due_on("retry.due.e_crm.m-X-7"));
+        assert!(pointer.is_waiting_on("retry.at.e_crm.m-X"));
+        assert!(!pointer.is_due_on("retry.due.e_other.m-X") && !pointer.is_due_on("retry.due.e_crm.m-Y"));
     }
 }

@@ -51,8 +51,16 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: printable(&detail.into()) }
     }
+}
+
+/// The longest detail; agents' own texts are part of it.
+const MAX_DETAIL: usize = 512;
+
+/// One line of bounded length, whatever came from outside.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_DETAIL).collect()
 }
 
 /// What went wrong with an attempt.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::reason::{Failure, Reason};
-use crate::broker::Outgoing;
+use crate::broker::{Outgoing, StoredMessage};
 use crate::clock::rfc3339;
 use crate::event::headers::Headers;
 use crate::event::trace;
@@ -57,6 +57,8 @@ pub(super) struct Receipt<'a> {
     pub(super) duration: Option<Duration>,
     pub(super) next_attempt: Option<SystemTime>,
     pub(super) at: SystemTime,
+    /// The message in OUTBOX that this is about: ids can repeat, sequences cannot.
+    pub(super) sequence: u64,
 }
 
 #[derive(Serialize)]
@@ -76,10 +78,18 @@ struct Body<'a> {
     at: String,
 }
 
-/// What a later reader needs of a receipt.
-#[derive(Deserialize)]
-pub(super) struct Attempted {
-    pub(super) attempt: u32,
+/// The header that says which outbox message a receipt is about.
+const SEQUENCE: &str = "Hookbridge-Outbox-Sequence";
+
+/// The attempt that a stored receipt tells of, if it is about this outbox message.
+pub(super) fn attempt_of(receipt: &StoredMessage, sequence: u64) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Attempted {
+        attempt: u32,
+    }
+    let about = receipt.headers.get(SEQUENCE)?.parse::<u64>().ok()?;
+    let attempted: Attempted = serde_json::from_slice(&receipt.payload).ok()?;
+    (about == sequence).then_some(attempted.attempt)
 }
 
 impl Receipt<'_> {
@@ -102,6 +112,7 @@ impl Receipt<'_> {
             at: rfc3339(self.at),
         };
         let mut headers = Headers::default();
+        headers.push(SEQUENCE, self.sequence.to_string());
         if let Some(trace) = trace {
             trace.write(&mut headers);
         }

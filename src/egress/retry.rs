@@ -93,6 +93,9 @@ pub(super) struct Progress {
 /// The shortest wait, so that a schedule is not due before it is stored.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
+/// The shortest wait that a receiver can ask for.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// One line per rule; the first match wins.
 pub(super) fn decide(outcome: &Outcome, policy: &Policy, progress: Progress) -> Decision {
     let wait = usize::try_from(progress.attempt).ok().and_then(|attempt| policy.waits.get(attempt.saturating_sub(1)));
@@ -102,20 +105,26 @@ pub(super) fn decide(outcome: &Outcome, policy: &Policy, progress: Progress) -> 
         (Outcome::Forbidden { .. }, _) => Decision::Dead(Reason::Forbidden),
         (_, None) => Decision::Dead(Reason::Exhausted),
         (Outcome::Busy { retry_after, .. }, Some(_)) => {
-            Decision::RetryAt(policy.bound(progress, (*retry_after).min(policy.max_retry_after)))
+            policy.bound(progress, (*retry_after).clamp(MIN_RETRY_AFTER, policy.max_retry_after))
         }
-        (_, Some(wait)) => Decision::RetryAt(policy.bound(progress, jitter(*wait, progress.chance))),
+        (_, Some(wait)) => policy.bound(progress, jitter(*wait, progress.chance)),
     }
 }
 
 impl Policy {
-    /// The time after `wait`, but not after the body is gone: the last tenth of its life is left for the
-    /// attempts themselves.
-    fn bound(&self, progress: Progress, wait: Duration) -> SystemTime {
+    /// How many attempts there are at most.
+    pub(super) fn attempts(&self) -> u32 {
+        u32::try_from(self.waits.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    /// Again after `wait`, but not when the body may be gone: the last tenth of its life is left for the
+    /// attempts themselves, and a delivery that gets there has been tried for long enough.
+    fn bound(&self, progress: Progress, wait: Duration) -> Decision {
         let due = progress.now + wait.max(MIN_WAIT);
-        match self.kept_for {
-            Some(kept_for) => due.min((progress.stored + kept_for * 9 / 10).max(progress.now + MIN_WAIT)),
-            None => due,
+        match self.kept_for.map(|kept_for| progress.stored + kept_for * 9 / 10) {
+            Some(last) if progress.now >= last => Decision::Dead(Reason::Exhausted),
+            Some(last) => Decision::RetryAt(due.min(last)),
+            None => Decision::RetryAt(due),
         }
     }
 }
@@ -171,7 +180,7 @@ mod tests {
         let busy = |seconds| Outcome::Busy { status: 429, retry_after: Duration::from_secs(seconds) };
         assert_eq!(decide_at(&busy(120), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(120)));
         assert_eq!(decide_at(&busy(1_000_000), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(3600)));
-        assert_eq!(decide_at(&busy(0), 1, 0.0), Decision::RetryAt(NOW + MIN_WAIT));
+        assert_eq!(decide_at(&busy(0), 1, 0.0), Decision::RetryAt(NOW + MIN_RETRY_AFTER));
         assert_eq!(decide_at(&busy(1), 3, 0.0), Decision::Dead(Reason::Exhausted));
     }
 
@@ -188,6 +197,8 @@ mod tests {
         let now = NOW + hour * 17 + hour / 2;
         let progress = Progress { attempt: 2, stored: NOW, now, chance: 0.5 };
         assert_eq!(decide(&refused, &policy(), progress), Decision::RetryAt(NOW + hour * 18));
+        let progress = Progress { now: NOW + hour * 18, ..progress };
+        assert_eq!(decide(&refused, &policy(), progress), Decision::Dead(Reason::Exhausted));
     }
 
     #[test]

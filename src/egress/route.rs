@@ -56,9 +56,11 @@ impl Route {
 
 fn to_endpoint(destinations: &Destinations, name: &str, message: &Message) -> Route {
     let Some(endpoint) = destinations.endpoints.get(name) else {
-        let near = nearest(name, destinations.endpoints.keys().map(|name| name.as_str()));
+        // What is no token is no near miss either, and may be megabytes.
+        let asked = subject::token(name);
+        let near = nearest(&asked, destinations.endpoints.keys().map(|name| name.as_str()));
         let hint = near.map_or(String::new(), |near| format!(", did you mean `{near}`?"));
-        let detail = format!("there is no endpoint `{}`{hint}", subject::token(name));
+        let detail = format!("there is no endpoint `{asked}`{hint}");
         return Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, detail));
     };
     let checked = allowed(&endpoint.agents, &message.agent, &format!("endpoint `{name}`"));

@@ -4,17 +4,22 @@
 //! environment for no proxy; every name it resolves goes through the address guard.
 
 use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
+use tower_service::Service;
 
 use super::destination::Destination;
 use super::guard::{Guard, Guarded, ResolveError};
@@ -36,7 +41,7 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("hookbridge/", env!(
 /// The HTTP client of all deliveries.
 #[derive(Clone)]
 pub(super) struct Sender {
-    client: Client<HttpsConnector<HttpConnector<Guarded>>, Full<Bytes>>,
+    client: Client<Hurried<HttpsConnector<HttpConnector<Guarded>>>, Full<Bytes>>,
     guard: Guard,
     timeout: Duration,
     clock: Clock,
@@ -64,7 +69,8 @@ impl Sender {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(concurrency)
-            .build(connector);
+            .http1_max_buf_size(MAX_ANSWER)
+            .build(Hurried { connector, timeout });
         Ok(Self { client, guard, timeout, clock })
     }
 
@@ -82,25 +88,21 @@ impl Sender {
             let detail = "the URL cannot be written as a request target".to_owned();
             return Outcome::Forbidden { detail };
         };
-        match tokio::time::timeout(self.timeout, self.exchange(request)).await {
-            Ok(outcome) => outcome,
+        let deadline = Instant::now() + self.timeout;
+        let answer = match tokio::time::timeout_at(deadline, self.client.request(request)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return classify(&error),
             Err(_) => {
-                let detail = format!("no complete answer within {}", humantime::format_duration(self.timeout));
-                Outcome::Failed { failure: Failure::Timeout, detail }
+                let detail = format!("no answer within {}", humantime::format_duration(self.timeout));
+                return Outcome::Failed { failure: Failure::Timeout, detail };
             }
-        }
-    }
-
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Outcome {
-        let answer = match self.client.request(request).await {
-            Ok(answer) => answer,
-            Err(error) => return classify(&error),
         };
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        if let Err(error) = drain(answer.into_body()).await {
-            return Outcome::Failed { failure: Failure::Protocol, detail: format!("the answer broke off: {error}") };
+        let outcome = outcome(answer.status(), answer.headers(), self.clock.now());
+        // The status is the answer. The body is read only so that the connection can be used again.
+        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, drain(answer.into_body())).await {
+            tracing::debug!("An answer broke off after its status: {error}");
         }
-        outcome(status, &headers, self.clock.now())
+        outcome
     }
 }
 
@@ -192,5 +194,31 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
     match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
         Some(inside) => tls_error(inside),
         None => error.downcast_ref(),
+    }
+}
+
+/// A connector that is given up when it takes too long, TLS included: the client may go on connecting in the
+/// background after the attempt that asked for it has ended.
+#[derive(Clone)]
+struct Hurried<C> {
+    connector: C,
+    timeout: Duration,
+}
+
+impl<C> Service<Uri> for Hurried<C>
+where
+    C: Service<Uri, Error: Into<Box<dyn Error + Send + Sync>>, Future: Send + 'static>,
+{
+    type Response = C::Response;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.connector.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = tokio::time::timeout(self.timeout, self.connector.call(uri));
+        Box::pin(async move { connecting.await?.map_err(Into::into) })
     }
 }

@@ -44,8 +44,6 @@ pub(crate) struct Metrics {
     pub(crate) deliveries: Gauge,
     /// 1 while NATS can be used.
     pub(crate) nats_ready: Gauge,
-    /// How often the connection to NATS became usable.
-    pub(crate) nats_connections: Counter,
 }
 
 /// A request's source, and what became of it.
@@ -107,7 +105,6 @@ impl Metrics {
             already_done: Counter::default(),
             deliveries: Gauge::default(),
             nats_ready: Gauge::default(),
-            nats_connections: Counter::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         metrics
@@ -140,7 +137,6 @@ impl Metrics {
         );
         registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
         registry.register("nats_ready", "1 while NATS can be used", self.nats_ready.clone());
-        registry.register("nats_connections", "Times that NATS became usable", self.nats_connections.clone());
         registry
     }
 

@@ -153,10 +153,8 @@ async fn retry_after_is_obeyed_and_counts_as_an_attempt() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_stalls_or_talks_nonsense_costs_an_attempt_and_no_more_than_the_timeout() {
-    for (reply, error) in
-        [(Reply::Hang, "timeout"), (Reply::Stall, "timeout"), (Reply::Garbage, "protocol"), (Reply::Close, "protocol")]
-    {
+async fn a_receiver_that_hangs_closes_or_talks_nonsense_costs_an_attempt_and_no_more_than_the_timeout() {
+    for (reply, error) in [(Reply::Hang, "timeout"), (Reply::Garbage, "protocol"), (Reply::Close, "protocol")] {
         let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([reply.clone()]).await);
         let text = format!("{}\n[egress]\ntimeout = \"500ms\"", crm(&receiver));
         let _hookbridge = Hookbridge::start(&nats, &text).await;
@@ -169,12 +167,16 @@ async fn a_receiver_that_hangs_stalls_or_talks_nonsense_costs_an_attempt_and_no_
 }
 
 #[tokio::test]
-async fn an_answer_of_2_gb_is_not_read() {
-    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Endless]).await);
-    let _hookbridge = Hookbridge::start(&nats, &crm(&receiver)).await;
-    nats.publish("outbox.a", &TO_CRM, "x").await;
-    receiver.next().await;
-    assert_eq!(receipt(&nats, "delivered").await["attempt"], 1);
+async fn an_answer_of_2_gb_is_not_read_and_one_that_stalls_costs_no_attempt() {
+    for reply in [Reply::Endless, Reply::Stall] {
+        let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([reply]).await);
+        let text = format!("{}\n[egress]\ntimeout = \"1s\"", crm(&receiver));
+        let _hookbridge = Hookbridge::start(&nats, &text).await;
+        nats.publish("outbox.a", &TO_CRM, "x").await;
+        receiver.next().await;
+        assert_eq!(receipt(&nats, "delivered").await["attempt"], 1, "the status is the answer");
+        assert_eq!(receiver.unread(), 0);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Every kind of outbox message, the malformed ones included.
 
-use crate::harness::{Hookbridge, Nats, Receiver};
+use crate::harness::{Hookbridge, Nats, Receiver, Reply};
+
+/// Message headers, as a test writes them.
+type Headers = &'static [(&'static str, &'static str)];
 
 fn endpoints(receiver: &Receiver) -> String {
     format!(
@@ -45,7 +48,7 @@ async fn an_envelope_on_the_bare_subject_goes_where_it_says() {
 #[tokio::test]
 async fn every_kind_of_malformed_message_is_a_dead_letter_with_its_body_and_a_reason() {
     let twice = r#"{"endpoint":"crm","endpoint":"crm","payload":1}"#;
-    let cases: [(&[(&str, &str)], &str, &str); 10] = [
+    let cases: [(Headers, &str, &str); 10] = [
         (&[("Hookbridge-Endpoint", "crm"), ("Hookbridge-Task-Id", "t")], "x", "two routing headers"),
         (&[("Hookbridge-Callback-Url", "not a url")], "x", "is not a URL"),
         (&[("nats-msg-id", "x"), ("Hookbridge-Endpoint", "crm")], "x", "Nats-Msg-Id"),
@@ -77,7 +80,7 @@ async fn every_kind_of_malformed_message_is_a_dead_letter_with_its_body_and_a_re
 async fn nobody_to_send_to_is_unroutable_with_the_nearest_name() {
     let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
     let _hookbridge = Hookbridge::start(&nats, &endpoints(&receiver)).await;
-    let cases: [(&str, &[(&str, &str)], &str, &str); 5] = [
+    let cases: [(&str, Headers, &str, &str); 5] = [
         ("b", &[("Hookbridge-Endpoint", "crn")], "x", "did you mean `crm`?"),
         ("c", &[], r#"{"endpoint":"nothing like it","payload":1}"#, "there is no endpoint"),
         ("d", &[("Hookbridge-Task-Id", "t-1")], "x", "there is no task `t-1`"),
@@ -136,7 +139,7 @@ async fn one_id_published_twice_is_one_delivery_whoever_publishes_it() {
 async fn two_agents_with_one_envelope_id_keep_their_own_retries() {
     let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
     for _ in 0..2 {
-        receiver.then(crate::harness::Reply::Status(500));
+        receiver.then(Reply::Status(500));
     }
     let text = format!("{}\n[egress]\nretry = [\"1s\"]", endpoints(&receiver));
     let _hookbridge = Hookbridge::start(&nats, &text).await;
@@ -159,24 +162,26 @@ async fn what_others_write_into_retry_is_refused_and_counted() {
     let hookbridge = Hookbridge::start(&nats, &endpoints(&receiver)).await;
     nats.publish("outbox.a", &[("Hookbridge-Endpoint", "crm"), ("Nats-Msg-Id", "real")], "x").await;
     nats.message("RECEIPTS", "receipts.a.delivered.real").await;
-    let pointer = |sequence, delivery, attempt| {
+    let pointer = |sequence, token, attempt| {
         vec![
             ("Hookbridge-Outbox-Sequence", sequence),
             ("Hookbridge-Agent", "a"),
             ("Hookbridge-Message-Id", "real"),
-            ("Hookbridge-Delivery-Id", delivery),
+            ("Hookbridge-Delivery-Id", "real"),
             ("Hookbridge-Destination", "private"),
+            ("Hookbridge-Destination-Token", token),
             ("Hookbridge-Attempt", attempt),
         ]
     };
     nats.publish("retry.due.e_crm.x", &[], "no headers").await;
-    nats.publish("retry.due.e_crm.x", &pointer("99", "real", "1"), "").await;
-    nats.publish("retry.due.e_private.real", &pointer("1", "real", "1"), "").await;
-    nats.publish("retry.due.e_crm.other", &pointer("1", "real", "1"), "").await;
-    nats.publish("retry.due.e_crm.real", &pointer("1", "real", "0"), "").await;
+    nats.publish("retry.due.e_crm.real", &pointer("99", "e_crm", "1"), "").await;
+    nats.publish("retry.due.e_private.real", &pointer("1", "e_private", "1"), "").await;
+    nats.publish("retry.due.e_crm.other", &pointer("1", "e_crm", "1"), "").await;
+    nats.publish("retry.due.e_crm.real", &pointer("1", "e_crm", "0"), "").await;
+    nats.publish("retry.due.e_crm.real", &pointer("1", "e_crm", "999"), "").await;
 
-    let counted = async || (hookbridge.metric("hookbridge_egress_retries_forged_total").await == 5.0).then_some(());
-    crate::harness::eventually("five forged messages to be counted", counted).await;
+    let counted = async || (hookbridge.metric("hookbridge_egress_retries_forged_total").await == 6.0).then_some(());
+    crate::harness::eventually("six forged messages to be counted", counted).await;
     assert_eq!(receiver.next().await.path, "/crm");
     assert_eq!((receiver.unread(), nats.count("DEAD").await), (0, 0));
     let empty = async || (nats.count("RETRY").await == 0).then_some(());
@@ -191,4 +196,37 @@ async fn a_body_that_fits_no_dead_letter_is_left_out_and_said_so() {
     nats.publish("outbox.a", &[("Hookbridge-Endpoint", "none"), ("Nats-Msg-Id", "big")], vec![b'x'; 50 * 1024]).await;
     let dead = nats.message("DEAD", "dead.a.big").await;
     assert_eq!((dead.header("Hookbridge-Body"), dead.payload.len()), (Some("too-large"), 0));
+}
+
+#[tokio::test]
+async fn one_envelope_id_twice_is_two_deliveries_and_neither_is_swallowed() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Hold]).await);
+    let text = format!("{}\n[egress]\ntimeout = \"20s\"", endpoints(&receiver));
+    let _hookbridge = Hookbridge::start(&nats, &text).await;
+    let body = |text| format!(r#"{{"endpoint":"crm","id":"same","payload":"{text}"}}"#);
+    nats.publish("outbox.a", &[], body("first")).await;
+    receiver.next().await;
+    nats.publish("outbox.a", &[], body("second")).await;
+    assert_eq!(receiver.next().await.body, "\"second\"");
+    receiver.release();
+    nats.messages("RECEIPTS", "receipts.a.delivered.same", 2).await;
+}
+
+#[tokio::test]
+async fn headers_that_no_client_writes_are_buried_and_block_nobody() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let hookbridge = Hookbridge::start(&nats, &endpoints(&receiver)).await;
+    for header in ["X: a\rb", "X y: b", "no colon", "N\u{e9}: b"] {
+        nats.publish_raw("outbox.a", header, "kept").await;
+    }
+    nats.publish("outbox.a", &[("Hookbridge-Endpoint", "crm"), ("Nats-Msg-Id", "good")], "x").await;
+
+    assert_eq!(receiver.next().await.header("webhook-id"), "good");
+    nats.message("RECEIPTS", "receipts.a.delivered.good").await;
+    for letter in nats.messages("DEAD", "dead.a.*", 4).await {
+        assert_eq!((letter.header("Hookbridge-Reason"), &letter.payload[..]), (Some("malformed"), &b"kept"[..]));
+    }
+    assert_eq!(nats.messages("RECEIPTS", "receipts.a.dead.*", 4).await.len(), 4);
+    hookbridge.ready().await;
+    assert_eq!(hookbridge.admin("/readyz").await.status, 200);
 }

@@ -9,7 +9,7 @@ pub(crate) mod sign;
 pub(crate) use self::hookbridge::Hookbridge;
 pub(crate) use self::http::{Answer, post, request, send_raw};
 pub(crate) use self::nats::{Message, Nats};
-pub(crate) use self::receiver::{Delivered, Receiver, Reply};
+pub(crate) use self::receiver::{Receiver, Reply};
 
 use std::future::Future;
 use std::time::Duration;

@@ -9,6 +9,8 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::{DEADLINE, eventually, within};
 
@@ -111,10 +113,6 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
-
     pub(crate) fn jetstream(&self) -> jetstream::Context {
         jetstream::new(self.client.clone())
     }
@@ -130,6 +128,23 @@ impl Nats {
             ack.await.unwrap()
         };
         within("the stream's ack", published).await.duplicate
+    }
+
+    /// Publishes a header line that no client library would write, through a socket.
+    pub(crate) async fn publish_raw(&self, subject: &str, header: &str, body: &str) {
+        let header = format!("NATS/1.0\r\n{header}\r\n\r\n");
+        let (head, all) = (header.len(), header.len() + body.len());
+        let connect = r#"CONNECT {"headers":true,"verbose":false}"#;
+        let text = format!("{connect}\r\nHPUB {subject} {head} {all}\r\n{header}{body}\r\nPING\r\n");
+        let published = async {
+            let mut socket = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+            socket.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.windows(4).any(|window| window == b"PONG") {
+                assert_ne!(socket.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+            }
+        };
+        within("a raw publish", published).await;
     }
 
     /// The first message on a subject, wildcards allowed; waits for it.
@@ -176,11 +191,6 @@ impl Nats {
         let mut subjects: Vec<String> = all.map(|found| found.unwrap().0).collect().await;
         subjects.sort();
         subjects
-    }
-
-    /// The last lines of the server's log.
-    pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("nats.log")).unwrap_or_default()
     }
 }
 

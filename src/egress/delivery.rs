@@ -1,0 +1,258 @@
+//! One delivery, from the doubt whether it was made before to the last word written about it.
+//!
+//! The order is the promise. Delivered: receipt written, then ack. Failed: schedule confirmed, then ack. Dead:
+//! dead letter confirmed, receipt written, then ack. Whatever falls between two of these comes again, and is
+//! found in the receipts before it is sent again.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::Instrument;
+
+use super::dead_letter::DeadLetter;
+use super::destination::{Destination, Endpoint};
+use super::ledger::Known;
+use super::pointer::{self, Pointer};
+use super::reason::{Failure, Reason, Refusal};
+use super::receipt::{Receipt, Status};
+use super::retry::{self, Decision, Outcome, Progress};
+use super::worker::{Answer, Job, Worker};
+use crate::broker::Schedule;
+use crate::clock::rfc3339;
+use crate::config::StreamKind;
+use crate::event::trace;
+use crate::telemetry::metrics::{AttemptLabels, DeadLabels};
+use crate::telemetry::traces;
+
+/// How an attempt ended, and how long it took.
+type Attempted<'a> = Option<(&'a Outcome, Duration)>;
+
+impl Worker {
+    /// Works on one delivery up to the point where its message can be acked.
+    pub(super) async fn work(&self, job: &Job<'_>, in_doubt: bool) -> Answer {
+        let (agent, delivery_id, sequence) = (&job.message.agent, &job.route.delivery_id, job.original.sequence);
+        let Some(_hold) = self.held.take(sequence, delivery_id) else { return Answer::Silence };
+        if in_doubt {
+            match self.ledger.look_up(agent, delivery_id, sequence, job.attempt).await {
+                Ok(Known::Open) => {}
+                Ok(Known::Ended | Known::Scheduled) => {
+                    self.metrics.already_done.inc();
+                    tracing::debug!("Delivery {delivery_id} of {agent} was dealt with before");
+                    return Answer::Ack;
+                }
+                Err(error) => {
+                    tracing::warn!("A delivery has to wait: {error}");
+                    return Answer::Again;
+                }
+            }
+        }
+        match &job.route.destination {
+            Err(refusal) => self.give_up(job, refusal, None, None).await,
+            Ok(Destination::Endpoint(endpoint)) if self.states.is_disabled(&endpoint.name, &endpoint.url) => {
+                let detail = format!("endpoint `{}` is disabled since it answered 410 Gone", endpoint.name);
+                self.give_up(job, &Refusal::new(Reason::EndpointDisabled, detail), None, None).await;
+            }
+            Ok(destination) => self.attempt(job, destination).await,
+        }
+        Answer::Ack
+    }
+
+    async fn attempt(&self, job: &Job<'_>, destination: &Destination) {
+        let span = tracing::info_span!(
+            target: traces::TARGET,
+            "deliver webhook",
+            otel.kind = "client",
+            hookbridge.destination = job.route.metric_name,
+            hookbridge.delivery = job.route.delivery_id,
+            hookbridge.attempt = job.attempt,
+            http.response.status_code = tracing::field::Empty,
+        );
+        let trace = traces::continue_from(&span, job.message.trace.clone());
+        let begun = Instant::now();
+        let outcome = self.sender.attempt(destination, job.message, &trace).instrument(span.clone()).await;
+        let took = begun.elapsed();
+        span.record("http.response.status_code", outcome.status());
+        let (now, chance) = (self.clock.now(), rand::random());
+        let progress = Progress { attempt: job.attempt, stored: job.stored, now, chance };
+        let decision = retry::decide(&outcome, &self.policy, progress);
+        self.count(job, &outcome, decision, took);
+        match decision {
+            Decision::Delivered => {
+                let receipt = self.receipt(job, Status::Delivered, &outcome, took);
+                self.ledger.receipt(&receipt, Some(&trace)).await;
+            }
+            Decision::RetryAt(due) => self.put_off(job, &outcome, due, took, &trace).await,
+            Decision::Dead(reason) => {
+                let refusal = Refusal::new(reason, outcome.detail().unwrap_or_default());
+                if let (Reason::Gone, Destination::Endpoint(endpoint)) = (reason, destination) {
+                    self.disable(endpoint).await;
+                }
+                self.give_up(job, &refusal, Some((&outcome, took)), Some(&trace)).await;
+            }
+        }
+    }
+
+    /// Schedules the next attempt, then tells the agent.
+    async fn put_off(&self, job: &Job<'_>, outcome: &Outcome, due: SystemTime, took: Duration, trace: &trace::Context) {
+        self.schedule(job, due).await;
+        let receipt = Receipt {
+            next_attempt: Some(due),
+            detail: outcome.detail(),
+            ..self.receipt(job, Status::Retrying, outcome, took)
+        };
+        self.ledger.receipt(&receipt, Some(trace)).await;
+        tracing::info!(
+            endpoint.name = job.route.metric_name,
+            delivery.id = job.route.delivery_id,
+            delivery.attempt = job.attempt,
+            "Attempt failed ({}); next one {}",
+            outcome.detail().unwrap_or_default(),
+            rfc3339(due)
+        );
+    }
+
+    /// Puts the next attempt into RETRY, on the delivery's own subject, or beside it where another message of
+    /// the same delivery id waits there already. What waits there and is no delivery is taken away: nobody but
+    /// Hookbridge has anything to put there.
+    async fn schedule(&self, job: &Job<'_>, due: SystemTime) {
+        let Some(pointer) = Pointer::new(job.original, job.message, job.route, job.attempt + 1) else { return };
+        let places = pointer.waiting_tokens();
+        for place in places.iter().cycle() {
+            let waits_on = pointer::waits_on(&pointer.token, place);
+            let target = pointer::due_on(&pointer.token, place);
+            let headers = pointer.headers();
+            if self.ledger.schedule(&Schedule { waits_on: waits_on.clone(), target, due, headers }).await {
+                return;
+            }
+            let Ok(Some(waiting)) = self.broker.last(StreamKind::Retry, &waits_on).await else { continue };
+            match Pointer::read(&waiting.headers) {
+                // An earlier try was confirmed without our hearing it.
+                Some(waits) if waits.sequence == pointer.sequence => return,
+                Some(waits) if waits.is_waiting_on(&waits_on) && waiting.headers.get(SCHEDULE).is_some() => {}
+                _ => {
+                    self.metrics.forged_retries.inc();
+                    tracing::warn!("Took away what stood on {waits_on} and is no delivery");
+                    if let Err(error) = self.broker.remove(StreamKind::Retry, waiting.sequence).await {
+                        tracing::warn!("A delivery has to wait: {error}");
+                        tokio::time::sleep(SCHEDULE_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn give_up(
+        &self,
+        job: &Job<'_>,
+        refusal: &Refusal,
+        attempted: Attempted<'_>,
+        trace: Option<&trace::Context>,
+    ) {
+        let letter = DeadLetter {
+            agent: &job.message.agent,
+            message_id: &job.message.id,
+            delivery_id: &job.route.delivery_id,
+            destination: &job.route.public_name,
+            attempt: if attempted.is_some() { job.attempt } else { job.attempt - 1 },
+            refusal,
+            original: Some(job.original),
+            sequence: job.original.sequence,
+        };
+        let trace = trace.or(job.message.trace.as_ref());
+        self.bury(&letter, &job.route.metric_name, attempted, trace).await;
+    }
+
+    /// Writes a dead letter, then its receipt.
+    pub(super) async fn bury(
+        &self,
+        letter: &DeadLetter<'_>,
+        metric_name: &str,
+        attempted: Attempted<'_>,
+        trace: Option<&trace::Context>,
+    ) {
+        if self.ledger.write(&letter.message(self.broker.max_payload())).await.is_err() {
+            // Headers that do not fit either: without body and original it always does.
+            let bare = DeadLetter { original: None, ..*letter }.message(0);
+            if self.ledger.write(&bare).await.is_err() {
+                tracing::error!("No dead letter for {}: the server takes no message of its size", letter.delivery_id);
+            }
+        }
+        let receipt = Receipt {
+            agent: letter.agent,
+            message_id: letter.message_id,
+            delivery_id: letter.delivery_id,
+            destination: letter.destination,
+            status: Status::Dead,
+            attempt: letter.attempt,
+            http_status: attempted.and_then(|(outcome, _)| outcome.status()),
+            failure: attempted.and_then(|(outcome, _)| outcome.failure()),
+            reason: Some(letter.refusal.reason),
+            detail: Some(letter.refusal.detail.clone()),
+            duration: attempted.map(|(_, took)| took),
+            next_attempt: None,
+            at: self.clock.now(),
+            sequence: letter.sequence,
+        };
+        self.ledger.receipt(&receipt, trace).await;
+        let labels = DeadLabels { destination: metric_name.to_owned(), reason: letter.refusal.reason.as_str() };
+        self.metrics.dead_letters.get_or_create(&labels).inc();
+        tracing::warn!(
+            agent.name = letter.agent,
+            delivery.id = letter.delivery_id,
+            "Delivery is dead ({}): {}",
+            letter.refusal.reason,
+            letter.refusal.detail
+        );
+    }
+
+    fn receipt<'a>(&self, job: &'a Job<'_>, status: Status, outcome: &Outcome, took: Duration) -> Receipt<'a> {
+        Receipt {
+            agent: &job.message.agent,
+            message_id: &job.message.id,
+            delivery_id: &job.route.delivery_id,
+            destination: &job.route.public_name,
+            status,
+            attempt: job.attempt,
+            http_status: outcome.status(),
+            failure: outcome.failure(),
+            reason: None,
+            detail: None,
+            duration: Some(took),
+            next_attempt: None,
+            at: self.clock.now(),
+            sequence: job.original.sequence,
+        }
+    }
+
+    /// Switches an endpoint off for everybody. What waits for it ends in a sweep.
+    async fn disable(&self, endpoint: &Endpoint) {
+        tracing::warn!(
+            endpoint.name = %endpoint.name,
+            "Endpoint {} answered 410 Gone and is disabled until its URL changes or its state is removed",
+            endpoint.name
+        );
+        if let Err(error) = self.states.disable(&self.broker, &endpoint.name, &endpoint.url, self.clock.now()).await {
+            tracing::error!("Other couriers do not know that endpoint {} is disabled: {error}", endpoint.name);
+        }
+        self.disabled.notify_one();
+    }
+
+    fn count(&self, job: &Job<'_>, outcome: &Outcome, decision: Decision, took: Duration) {
+        let word = match decision {
+            Decision::Delivered => "delivered",
+            Decision::RetryAt(_) => "retrying",
+            Decision::Dead(_) => "dead",
+        };
+        let labels = AttemptLabels {
+            destination: job.route.metric_name.clone(),
+            outcome: word,
+            error: outcome.failure().map_or("none", Failure::as_str),
+        };
+        self.metrics.attempts.get_or_create(&labels).inc();
+        self.metrics.attempt_seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// The header by which the server knows a schedule.
+const SCHEDULE: &str = "Nats-Schedule";
+/// How long to wait when a place in RETRY cannot be freed.
+const SCHEDULE_PAUSE: Duration = Duration::from_secs(1);

@@ -1,0 +1,57 @@
+//! What to write down for a message that could not even be read.
+
+use std::time::SystemTime;
+
+use super::dead_letter::DeadLetter;
+use super::intake::Original;
+use super::reason::{Reason, Refusal};
+use super::receipt::{Receipt, Status};
+use crate::broker::{Outgoing, Unreadable};
+use crate::config::StreamKind;
+use crate::event::headers::Headers;
+use crate::event::{id, name, subject};
+
+/// A dead letter with the body, and its receipt. What stands unreadable in RETRY is nobody's delivery.
+pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> Vec<Outgoing> {
+    if found.stream != StreamKind::Outbox {
+        return Vec::new();
+    }
+    let agent = subject::outbox(&found.subject).map(|(agent, _)| agent).filter(|agent| name::is_token(agent));
+    let agent = agent.unwrap_or("_");
+    let id = id::stored_message(&found.stream_name, found.sequence, found.stored);
+    let original = Original {
+        subject: found.subject.clone(),
+        headers: Headers::default(),
+        payload: found.payload.clone(),
+        sequence: found.sequence,
+        fallback_id: id.clone(),
+    };
+    let refusal = Refusal::new(Reason::Malformed, "the message's headers are not what a NATS client writes");
+    let letter = DeadLetter {
+        agent,
+        message_id: &id,
+        delivery_id: &id,
+        destination: "",
+        attempt: 0,
+        refusal: &refusal,
+        original: Some(&original),
+        sequence: found.sequence,
+    };
+    let receipt = Receipt {
+        agent,
+        message_id: &id,
+        delivery_id: &id,
+        destination: "",
+        status: Status::Dead,
+        attempt: 0,
+        http_status: None,
+        failure: None,
+        reason: Some(refusal.reason),
+        detail: Some(refusal.detail.clone()),
+        duration: None,
+        next_attempt: None,
+        at: now,
+        sequence: found.sequence,
+    };
+    vec![letter.message(max_payload), receipt.message(None)]
+}

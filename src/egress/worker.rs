@@ -1,0 +1,289 @@
+//! From a message of OUTBOX or RETRY to deliveries: understand, route, split, resolve.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tokio::sync::Notify;
+
+use super::dead_letter::DeadLetter;
+use super::destination::Destinations;
+use super::endpoint_state::EndpointStates;
+use super::guard::Guard;
+use super::held::Held;
+use super::intake::{self, Message, Original};
+use super::ledger::{Known, Ledger};
+use super::pointer::{self, Pointer};
+use super::reason::{Reason, Refusal};
+use super::retry::Policy;
+use super::route::{self, Route};
+use super::send::Sender;
+use crate::broker::{Broker, Outgoing, Received, StoredMessage};
+use crate::clock::Clock;
+use crate::config::{Config, StreamKind};
+use crate::event::id;
+use crate::telemetry::Metrics;
+
+/// Everything that a delivery needs.
+pub(super) struct Worker {
+    pub(super) broker: Broker,
+    pub(super) destinations: Arc<Destinations>,
+    pub(super) guard: Guard,
+    pub(super) sender: Sender,
+    pub(super) policy: Policy,
+    pub(super) states: EndpointStates,
+    pub(super) ledger: Ledger,
+    pub(super) held: Held,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    /// Told when an endpoint was disabled and what waits for it has to end.
+    pub(super) disabled: Notify,
+    /// The name of OUTBOX, which is part of the ids made for messages without one.
+    outbox: String,
+    /// The highest sequence of OUTBOX that was taken.
+    highest: AtomicU64,
+    replicated: bool,
+}
+
+/// What to tell the stream about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Everything is written down.
+    Ack,
+    /// Something could not be looked up; it has to come again.
+    Again,
+    /// Not a message that anybody can act on.
+    Terminate,
+    /// This process has it in hand already; whoever does will answer.
+    Silence,
+}
+
+/// One delivery in hand.
+pub(super) struct Job<'a> {
+    pub(super) original: &'a Original,
+    pub(super) message: &'a Message,
+    pub(super) route: &'a Route,
+    /// The attempt that comes next; the first is 1.
+    pub(super) attempt: u32,
+    pub(super) stored: SystemTime,
+}
+
+/// What a pointer leads to.
+pub(super) enum Resolved {
+    Delivery {
+        original: Original,
+        message: Box<Message>,
+        route: Box<Route>,
+        stored: SystemTime,
+    },
+    /// The outbox message is gone.
+    Expired,
+    /// It does not belong to any message of ours.
+    Forged(&'static str),
+    /// NATS did not say.
+    Unknown,
+}
+
+impl Worker {
+    pub(super) fn new(
+        config: &Config,
+        broker: Broker,
+        destinations: Arc<Destinations>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<Self, rustls::Error> {
+        let (egress, guard) = (&config.egress, Guard::new(&config.egress));
+        Ok(Self {
+            sender: Sender::new(guard.clone(), egress.timeout, egress.concurrency, clock.clone())?,
+            ledger: Ledger { broker: broker.clone(), metrics: metrics.clone() },
+            policy: Policy {
+                waits: egress.retry.clone(),
+                max_retry_after: egress.max_retry_after,
+                kept_for: config.streams.limits(StreamKind::Outbox).max_age,
+            },
+            outbox: broker.names().stream(StreamKind::Outbox),
+            states: EndpointStates::default(),
+            held: Held::default(),
+            disabled: Notify::new(),
+            highest: AtomicU64::new(0),
+            replicated: config.nats.replicas > 1,
+            broker,
+            destinations,
+            guard,
+            clock,
+            metrics,
+        })
+    }
+
+    /// Deals with a message of OUTBOX.
+    pub(super) async fn outbox(&self, received: &Received) -> Answer {
+        let in_doubt = self.in_doubt(received);
+        let original = Original {
+            subject: received.subject.clone(),
+            headers: received.headers.clone(),
+            payload: received.payload.clone(),
+            sequence: received.sequence,
+            fallback_id: id::stored_message(&self.outbox, received.sequence, received.stored),
+        };
+        let message = match intake::understand(&original) {
+            Ok(message) => message,
+            Err(malformed) => return self.bury_malformed(&original, &malformed, in_doubt).await,
+        };
+        let routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        let [route] = routes.as_slice() else { return self.split(&original, &message, &routes).await };
+        let job = Job { original: &original, message: &message, route, attempt: 1, stored: received.stored };
+        self.work(&job, in_doubt).await
+    }
+
+    /// Deals with a message of RETRY that is due.
+    pub(super) async fn retry(&self, received: &Received) -> Answer {
+        let Some(pointer) = Pointer::read(&received.headers) else {
+            return self.forged(received, "it has none of the headers that Hookbridge writes");
+        };
+        if !pointer.is_due_on(&received.subject) || pointer.attempt > self.policy.attempts() {
+            return self.forged(received, "it is not where, or not as late, as Hookbridge would have it");
+        }
+        match self.resolve(&pointer).await {
+            Resolved::Delivery { original, message, route, stored } => {
+                let (attempt, route) = (pointer.attempt, &route);
+                let job = Job { original: &original, message: &message, route, attempt, stored };
+                self.work(&job, true).await
+            }
+            Resolved::Expired => self.bury_expired(&pointer).await,
+            Resolved::Forged(why) => self.forged(received, why),
+            Resolved::Unknown => Answer::Again,
+        }
+    }
+
+    /// Finds the delivery that a pointer means.
+    ///
+    /// The outbox message says where it goes, not the pointer: whoever forges one cannot redirect anything.
+    pub(super) async fn resolve(&self, pointer: &Pointer) -> Resolved {
+        let found = match self.broker.message(StreamKind::Outbox, pointer.sequence).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.without_message(pointer).await,
+            Err(error) => {
+                tracing::warn!("A delivery has to wait: {error}");
+                return Resolved::Unknown;
+            }
+        };
+        let (stored, original) = (found.stored, self.original(found));
+        let Ok(message) = intake::understand(&original) else {
+            return Resolved::Forged("it points to a message that was not understood");
+        };
+        if (&message.agent, &message.id) != (&pointer.agent, &pointer.message_id) {
+            return Resolved::Forged("it points to a message of another agent or id");
+        }
+        let routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        let known = routes.into_iter().find(|route| route.delivery_id == pointer.delivery_id);
+        let route = known.unwrap_or_else(|| {
+            let detail = format!("endpoint `{}` no longer wants this message", pointer.destination);
+            let refusal = Refusal::new(Reason::Unroutable, detail);
+            Route::nowhere(pointer.delivery_id.clone(), refusal)
+        });
+        if route.token.as_ref().is_some_and(|token| *token != pointer.token) {
+            return Resolved::Forged("it waits under another destination than the message names");
+        }
+        Resolved::Delivery { original, message: Box::new(message), route: Box::new(route), stored }
+    }
+
+    /// A pointer whose message is not there: expired if it once was, forged if it never can have been.
+    async fn without_message(&self, pointer: &Pointer) -> Resolved {
+        match self.broker.span(StreamKind::Outbox).await {
+            Ok((_, last)) if pointer.sequence == 0 || pointer.sequence > last => {
+                Resolved::Forged("it points to no message")
+            }
+            Ok(_) => Resolved::Expired,
+            Err(error) => {
+                tracing::warn!("A delivery has to wait: {error}");
+                Resolved::Unknown
+            }
+        }
+    }
+
+    /// Gives every destination of a fan-out a message of its own in RETRY, due now.
+    ///
+    /// The stream recognises a repeat of the split for a while by its id; after that the receipts do.
+    async fn split(&self, original: &Original, message: &Message, routes: &[Route]) -> Answer {
+        for route in routes {
+            let Some(pointer) = Pointer::new(original, message, route, 1) else { continue };
+            let outgoing = Outgoing {
+                subject: pointer::due_on(&pointer.token, &route.delivery_id),
+                headers: pointer.headers(),
+                message_id: Some(format!("{}:{}", original.sequence, route.delivery_id)),
+                ..Outgoing::default()
+            };
+            // A pointer is a few hundred bytes; a server that takes no such message takes none at all.
+            if self.ledger.write(&outgoing).await.is_err() {
+                return Answer::Again;
+            }
+        }
+        Answer::Ack
+    }
+
+    async fn bury_malformed(&self, original: &Original, malformed: &intake::Malformed, in_doubt: bool) -> Answer {
+        let Some(_hold) = self.held.take(original.sequence, &malformed.id) else { return Answer::Silence };
+        if in_doubt {
+            match self.ledger.look_up(&malformed.agent, &malformed.id, original.sequence, u32::MAX).await {
+                Ok(Known::Ended) => return Answer::Ack,
+                Ok(_) => {}
+                Err(_) => return Answer::Again,
+            }
+        }
+        let letter = DeadLetter {
+            agent: &malformed.agent,
+            message_id: &malformed.id,
+            delivery_id: &malformed.id,
+            destination: "",
+            attempt: 0,
+            refusal: &malformed.refusal,
+            original: Some(original),
+            sequence: original.sequence,
+        };
+        self.bury(&letter, "", None, None).await;
+        Answer::Ack
+    }
+
+    async fn bury_expired(&self, pointer: &Pointer) -> Answer {
+        let Some(_hold) = self.held.take(pointer.sequence, &pointer.delivery_id) else { return Answer::Silence };
+        let known = self.ledger.look_up(&pointer.agent, &pointer.delivery_id, pointer.sequence, pointer.attempt).await;
+        match known {
+            Ok(Known::Open) => {}
+            Ok(Known::Ended | Known::Scheduled) => return Answer::Ack,
+            Err(_) => return Answer::Again,
+        }
+        let refusal = Refusal::new(Reason::Expired, "the message is no longer in OUTBOX");
+        self.bury(&pointer.dead_letter(&refusal, None), "", None, None).await;
+        Answer::Ack
+    }
+
+    pub(super) fn original(&self, stored: StoredMessage) -> Original {
+        Original {
+            fallback_id: id::stored_message(&self.outbox, stored.sequence, stored.stored),
+            subject: stored.subject,
+            headers: stored.headers,
+            payload: stored.payload,
+            sequence: stored.sequence,
+        }
+    }
+
+    fn forged(&self, received: &Received, why: &str) -> Answer {
+        self.metrics.forged_retries.inc();
+        tracing::warn!(
+            nats.subject = received.subject,
+            nats.sequence = received.sequence,
+            "Refused a message in RETRY: {why}; somebody who is not Hookbridge can publish there"
+        );
+        Answer::Terminate
+    }
+
+    /// Whether this message may have been worked on before: acks do not survive a killed server.
+    fn in_doubt(&self, received: &Received) -> bool {
+        let highest = self.highest.fetch_max(received.sequence, Ordering::Relaxed);
+        let trusted = self.broker.link().ready().filter(|ready| ready.connection == received.connection);
+        received.delivered > 1
+            || trusted.is_none_or(|ready| received.sequence <= ready.outbox_last)
+            // Of a replicated consumer another server may have taken over, and forgotten acks, unnoticed here.
+            || (self.replicated && received.sequence <= highest)
+    }
+}
