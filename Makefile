@@ -7,12 +7,13 @@ PYTHON ?= python3
 NATS_SERVER ?= $(CURDIR)/.tools/nats-server
 export NATS_SERVER
 
-.PHONY: help run test check tools build fmt
+.PHONY: help run test check lint tools build fmt
 
 help:
 	@echo "make run    start everything on this machine and print what to try"
 	@echo "make test   run every test"
 	@echo "make check  formatting, lints, documentation and tests"
+	@echo "make lint   the same without the tests"
 	@echo "make build  the release binary, target/release/hookbridge"
 	@echo "make tools  bring nats-server $(NATS_SERVER_VERSION) into .tools/"
 
@@ -25,11 +26,12 @@ build:
 test: $(NATS_SERVER)
 	$(CARGO) test --locked
 
-check: $(NATS_SERVER)
+check: lint test
+
+lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
-	$(CARGO) test --locked
 
 fmt:
 	$(CARGO) fmt

@@ -91,7 +91,7 @@ impl App {
 
         let mut gateway = None;
         if roles != Roles::Courier {
-            let sources = ingress::sources(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
+            let sources = ingress::sources(config, &metrics).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
             secrets.extend(ingress::secrets(&sources));
             let listener =
                 Listener::bind(config.gateway.listen, ingress::limits(config)).await.context("gateway.listen")?;

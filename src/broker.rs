@@ -27,30 +27,44 @@ pub(crate) use state::Link;
 pub(crate) use unreadable::Unreadable;
 pub(crate) use visit::{Seen, Server, Visitor};
 
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+
 use crate::event::Headers;
 
 /// Turns headers into the library's form. A value that NATS cannot carry is left out: it never comes from
 /// Hookbridge itself, and from outside only what passed a check gets here.
-fn to_nats(headers: Headers) -> async_nats::HeaderMap {
-    let mut map = async_nats::HeaderMap::new();
-    for (name, value) in headers {
-        if let (Ok(name), Ok(value)) =
-            (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>())
-        {
+fn to_nats(headers: &Headers) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers.iter() {
+        if let (Some(name), Ok(value)) = (header_name(name), value.parse::<HeaderValue>()) {
             map.append(name, value);
         }
     }
     map
 }
 
+/// The names that every event has are made once, at compile time.
+fn header_name(name: &str) -> Option<HeaderName> {
+    Some(match name {
+        "ce-specversion" => const { HeaderName::from_static("ce-specversion") },
+        "ce-id" => const { HeaderName::from_static("ce-id") },
+        "ce-source" => const { HeaderName::from_static("ce-source") },
+        "ce-type" => const { HeaderName::from_static("ce-type") },
+        "ce-time" => const { HeaderName::from_static("ce-time") },
+        "ce-datacontenttype" => const { HeaderName::from_static("ce-datacontenttype") },
+        "traceparent" => const { HeaderName::from_static("traceparent") },
+        other => other.parse().ok()?,
+    })
+}
+
 /// Whether NATS can carry a header.
 pub(crate) fn can_carry(name: &str, value: &str) -> bool {
-    name.parse::<async_nats::HeaderName>().is_ok() && value.parse::<async_nats::HeaderValue>().is_ok()
+    name.parse::<HeaderName>().is_ok() && value.parse::<HeaderValue>().is_ok()
 }
 
 /// Turns the library's headers into ours.
-fn from_nats(map: &async_nats::HeaderMap) -> Headers {
-    let values = |(name, values): (&async_nats::HeaderName, &Vec<async_nats::HeaderValue>)| {
+fn from_nats(map: &HeaderMap) -> Headers {
+    let values = |(name, values): (&HeaderName, &Vec<HeaderValue>)| {
         let name = name.to_string();
         values.iter().map(move |value| (name.clone().into(), value.as_str().to_owned())).collect::<Vec<_>>()
     };

@@ -1,6 +1,6 @@
 //! The configuration: TOML files, then environment, then flags; later ones win.
 //!
-//! One section per file; its doc comments are the operator's manual. What [`load`] returns is valid: every
+//! One section per file; its doc comments are the operator's manual. What [`load()`] returns is valid: every
 //! mistake is found at load, all of them at once, each with file, key and reason. Secrets are looked up here
 //! too, and never printed.
 

@@ -77,7 +77,7 @@ async fn answer(broker: &Broker, event: &Received, say: &Say) -> Result<(), crat
         payload: payload.to_string().into(),
         message_id: Some(message_id.clone()),
     };
-    broker.publish(outgoing, CONFIRM_WITHIN).await?;
+    broker.publish(&outgoing, CONFIRM_WITHIN).await?;
     say(&format!("agent     answered on outbox.{NAME} (id {message_id})"));
     Ok(())
 }

@@ -49,6 +49,6 @@ pub(crate) fn secrets(sources: &Sources) -> Vec<Arc<dyn Reload>> {
 }
 
 /// Prepares the configured sources; the error names the one whose secrets cannot be used.
-pub(crate) fn sources(config: &Config) -> Result<Sources, (String, KeyError)> {
-    Sources::new(config)
+pub(crate) fn sources(config: &Config, metrics: &Metrics) -> Result<Sources, (String, KeyError)> {
+    Sources::new(config, metrics)
 }

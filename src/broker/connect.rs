@@ -123,6 +123,12 @@ impl Broker {
         }
     }
 
+    /// The facts of the connection, when there is anything to work with; what [`Broker::link`] says, cheaply.
+    pub(crate) fn is_ready(&self) -> Option<Ready> {
+        let ready = self.link.borrow().ready()?;
+        (self.client.connection_state() == State::Connected).then_some(ready)
+    }
+
     /// Waits until the link is ready. Ends only with the process, so race it against a stop.
     pub(crate) async fn ready(&self) -> Option<Ready> {
         let mut link = self.link.clone();

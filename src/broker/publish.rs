@@ -78,10 +78,10 @@ impl PublishError {
 
 impl Broker {
     /// Publishes and waits for the stream's confirmation, for at most `wait`.
-    pub(crate) async fn publish(&self, outgoing: Outgoing, wait: Duration) -> Result<Stored, PublishError> {
-        let mut message = PublishMessage::build().payload(outgoing.payload);
+    pub(crate) async fn publish(&self, outgoing: &Outgoing, wait: Duration) -> Result<Stored, PublishError> {
+        let mut message = PublishMessage::build().payload(outgoing.payload.clone());
         if !outgoing.headers.is_empty() {
-            message = message.headers(to_nats(outgoing.headers));
+            message = message.headers(to_nats(&outgoing.headers));
         }
         if let Some(id) = &outgoing.message_id {
             message = message.message_id(id);
@@ -92,8 +92,8 @@ impl Broker {
     /// Publishes a schedule, unless another one waits on its subject.
     ///
     /// Never carries a message id: a repeated one would be answered as a duplicate and store nothing.
-    pub(crate) async fn schedule(&self, schedule: Schedule, wait: Duration) -> Result<Stored, PublishError> {
-        let mut headers = to_nats(schedule.headers);
+    pub(crate) async fn schedule(&self, schedule: &Schedule, wait: Duration) -> Result<Stored, PublishError> {
+        let mut headers = to_nats(&schedule.headers);
         headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(schedule.due)).as_str());
         headers.insert(NATS_SCHEDULE_TARGET, self.names.subject(&schedule.target).as_str());
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
@@ -101,9 +101,8 @@ impl Broker {
     }
 
     async fn send(&self, subject: &str, message: PublishMessage, wait: Duration) -> Result<Stored, PublishError> {
-        let link = self.link();
-        if link.ready().is_none() {
-            return Err(PublishError::NotReady(link));
+        if self.is_ready().is_none() {
+            return Err(PublishError::NotReady(self.link()));
         }
         let confirmed = async {
             let ack = self.jetstream.send_publish(self.names.subject(subject), message).await?;

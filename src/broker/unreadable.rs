@@ -57,7 +57,7 @@ pub(super) async fn remove(
         while let Some(found) = found.next().await {
             let Some(found) = found? else { continue };
             for outgoing in bury(&found, SystemTime::now(), client.max_payload()) {
-                let (subject, headers) = (plan.names.subject(&outgoing.subject), to_nats(outgoing.headers));
+                let (subject, headers) = (plan.names.subject(&outgoing.subject), to_nats(&outgoing.headers));
                 let written = jetstream.publish_with_headers(subject, headers, outgoing.payload).await;
                 written.map_err(|error| no_answer(&error))?.await.map_err(|error| no_answer(&error))?;
             }

@@ -64,7 +64,7 @@ impl Visitor {
         patience: Duration,
     ) -> anyhow::Result<Option<String>> {
         let request = async_nats::Request::new().payload(payload).timeout(Some(patience));
-        let request = if headers.is_empty() { request } else { request.headers(to_nats(headers)) };
+        let request = if headers.is_empty() { request } else { request.headers(to_nats(&headers)) };
         match self.client.send_request(self.names.subject(subject), request).await {
             Ok(answer) if is_refusal(&answer.payload) => {
                 bail!("the stream refused the message: {}", String::from_utf8_lossy(&answer.payload))

@@ -398,6 +398,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_and_the_development_configuration_are_valid() {
+        let example = include_str!("../../config/hookbridge.example.toml");
+        let config = load_text(&example.replace("env:", "plain:").replace("file:", "plain:")).unwrap();
+        assert_eq!((config.sources.len(), config.endpoints.len(), config.egress.retry.len()), (2, 1, 9));
+        load_text(include_str!("../../config/dev.toml")).unwrap();
+    }
+
+    #[test]
     fn flags_win_over_files() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "[nats]\nurl = \"nats://a:1\"").unwrap();

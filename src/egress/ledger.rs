@@ -47,7 +47,7 @@ impl Ledger {
     /// hand, and is not sent again only because it cannot be written down. The error is a message that the
     /// server can never take.
     pub(super) async fn write(&self, outgoing: &Outgoing) -> Result<(), TooLarge> {
-        let publish = || self.broker.publish(outgoing.clone(), CONFIRM_WITHIN);
+        let publish = || self.broker.publish(outgoing, CONFIRM_WITHIN);
         match self.persist(&outgoing.subject, u32::MAX, publish).await {
             Err(PublishError::TooLarge) => Err(TooLarge),
             _ => Ok(()),
@@ -57,7 +57,7 @@ impl Ledger {
     /// Writes a receipt. One that cannot be written is counted; it never causes another attempt by itself.
     pub(super) async fn receipt(&self, receipt: &Receipt<'_>, trace: Option<&trace::Context>) {
         let message = receipt.message(trace);
-        let publish = || self.broker.publish(message.clone(), CONFIRM_WITHIN);
+        let publish = || self.broker.publish(&message, CONFIRM_WITHIN);
         if self.persist(&message.subject, RECEIPT_TRIES, publish).await.is_err() {
             self.metrics.lost_receipts.inc();
         }
@@ -65,7 +65,7 @@ impl Ledger {
 
     /// Puts a schedule into RETRY. `false`: another message waits on that subject.
     pub(super) async fn schedule(&self, schedule: &Schedule) -> bool {
-        let publish = || self.broker.schedule(schedule.clone(), CONFIRM_WITHIN);
+        let publish = || self.broker.schedule(schedule, CONFIRM_WITHIN);
         !matches!(self.persist(&schedule.waits_on, u32::MAX, publish).await, Err(PublishError::Occupied))
     }
 

@@ -280,7 +280,7 @@ impl Worker {
     /// Whether this message may have been worked on before: acks do not survive a killed server.
     fn in_doubt(&self, received: &Received) -> bool {
         let highest = self.highest.fetch_max(received.sequence, Ordering::Relaxed);
-        let trusted = self.broker.link().ready().filter(|ready| ready.connection == received.connection);
+        let trusted = self.broker.is_ready().filter(|ready| ready.connection == received.connection);
         received.delivered > 1
             || trusted.is_none_or(|ready| received.sequence <= ready.outbox_last)
             // Of a replicated consumer another server may have taken over, and forgotten acks, unnoticed here.

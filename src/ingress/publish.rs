@@ -52,12 +52,12 @@ impl Event {
     /// stream's word `duplicate` may mean our own first try, so it is not passed on.
     pub(super) async fn store(&self, broker: &Broker, within: Duration) -> Result<Stored, PublishError> {
         let deadline = Instant::now() + within;
-        match broker.publish(self.outgoing.clone(), within / 2).await {
+        match broker.publish(&self.outgoing, within / 2).await {
             Err(PublishError::Unconfirmed) => {}
             other => return other,
         }
         let rest = deadline.saturating_duration_since(Instant::now());
-        let stored = broker.publish(self.outgoing.clone(), rest).await?;
+        let stored = broker.publish(&self.outgoing, rest).await?;
         Ok(Stored { duplicate: false, ..stored })
     }
 }

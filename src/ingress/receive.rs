@@ -67,7 +67,7 @@ impl Receiver {
     /// The largest body that can be taken now: the configured limit, or less where the server takes less.
     fn body_limit(&self) -> usize {
         let room = usize::try_from(HEADER_ROOM).unwrap_or(usize::MAX);
-        let max_payload = self.broker.link().ready().map_or(usize::MAX, |ready| ready.max_payload);
+        let max_payload = self.broker.is_ready().map_or(usize::MAX, |ready| ready.max_payload);
         self.limits.body.min(max_payload.saturating_sub(room))
     }
 }
@@ -105,8 +105,11 @@ pub(super) async fn hook(
     let received = receiver.receive(source, request, begun, &span).instrument(span.clone()).await;
     let response = match received {
         Ok(accepted) => {
-            let outcome = if accepted.duplicate { "duplicate" } else { "stored" };
-            receiver.count(Some(source), outcome);
+            if accepted.duplicate {
+                source.duplicate.inc()
+            } else {
+                source.stored.inc()
+            };
             receiver.metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
             accepted.into_response()
         }
@@ -166,7 +169,7 @@ impl Receiver {
         let trace = traces::continue_from(span, trace::Context::parse(text("traceparent"), text("tracestate")));
         let event = Event::new(source, parts, body, now, &trace);
         span.record("hookbridge.event", event.id.as_str());
-        if let Some(ready) = self.broker.link().ready()
+        if let Some(ready) = self.broker.is_ready()
             && event.wire_bytes() > ready.max_payload
         {
             return Err(ReceiveError::BodyTooLarge { limit: self.body_limit() });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderName;
+use prometheus_client::metrics::counter::Counter;
 use subtle::ConstantTimeEq;
 
 use super::dedupe::RecentBodies;
@@ -14,6 +15,8 @@ use crate::event::subject::MAX_TYPE_BYTES;
 use crate::event::{Name, Place};
 use crate::secret::{KeyError, KeyRing, Reload, Secret};
 use crate::signature::{Key, Rejection, Scheme};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::RequestLabels;
 
 /// All sources, by name.
 #[derive(Clone)]
@@ -28,6 +31,9 @@ pub(super) struct Source {
     id: Option<Place>,
     pub(super) recent: RecentBodies,
     pub(super) headers: Vec<HeaderName>,
+    /// Counters that every stored webhook touches, looked up once.
+    pub(super) stored: Counter,
+    pub(super) duplicate: Counter,
 }
 
 /// How a request proves itself.
@@ -37,9 +43,9 @@ enum Proof {
 }
 
 impl Sources {
-    pub(super) fn new(config: &Config) -> Result<Self, (String, KeyError)> {
+    pub(super) fn new(config: &Config, metrics: &Metrics) -> Result<Self, (String, KeyError)> {
         let prepare = |(name, source): (&Name, &config::Source)| {
-            let prepared = Source::new(name, source).map_err(|error| (format!("sources.{name}"), error))?;
+            let prepared = Source::new(name, source, metrics).map_err(|error| (format!("sources.{name}"), error))?;
             Ok((name.clone(), prepared))
         };
         config.sources.iter().map(prepare).collect::<Result<_, _>>().map(|sources| Self(Arc::new(sources)))
@@ -64,7 +70,11 @@ impl Sources {
 }
 
 impl Source {
-    fn new(name: &Name, source: &config::Source) -> Result<Self, KeyError> {
+    fn new(name: &Name, source: &config::Source, metrics: &Metrics) -> Result<Self, KeyError> {
+        let counted = |outcome| {
+            let labels = RequestLabels { source: name.to_string(), outcome };
+            metrics.requests.get_or_create_owned(&labels)
+        };
         let scheme = match &source.verify {
             Some(Verify::None) => None,
             Some(Verify::Scheme(scheme)) => Some((**scheme).clone()),
@@ -88,6 +98,8 @@ impl Source {
             id: source.id_place(),
             recent: RecentBodies::new(source.dedupe_hash_window),
             headers: source.headers.clone(),
+            stored: counted("stored"),
+            duplicate: counted("duplicate"),
         })
     }
 

@@ -7,6 +7,7 @@
 mod harness;
 
 mod answers;
+mod architecture;
 mod deliveries;
 mod events;
 mod fan_out;
