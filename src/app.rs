@@ -98,7 +98,7 @@ impl App {
             let address = listener.address()?;
             gateway = Some(address);
             let listener = listener.observed_by(observer(&metrics));
-            let (broker, supervisor) = Broker::connect(&config.nats, plan.clone()).await.context("nats")?;
+            let (broker, supervisor) = Broker::connect(&config.nats, plan.clone(), "gateway").await.context("nats")?;
             links.set(Role::Gateway, broker.clone());
             let (supervised, failed, draining) = (supervisor.run(last.clone()), failed.clone(), lifecycle.clone());
             beside.spawn(async move {
@@ -216,7 +216,8 @@ struct Post {
 impl Post {
     async fn run(self, stop: CancellationToken, last: CancellationToken) -> anyhow::Result<()> {
         while !stop.is_cancelled() {
-            let (broker, supervisor) = Broker::connect(&self.config.nats, self.plan.clone()).await.context("nats")?;
+            let (broker, supervisor) =
+                Broker::connect(&self.config.nats, self.plan.clone(), "courier").await.context("nats")?;
             self.links.set(Role::Courier, broker.clone());
             let (destinations, clock, metrics) = (self.destinations.clone(), self.clock.clone(), self.metrics.clone());
             let courier = Courier::new(&self.config, broker, destinations, clock, metrics)?;

@@ -185,7 +185,7 @@ impl Connection {
         let mut stream = parts.io.into_inner().into_inner();
         let owed = match ended {
             // Silence on an idle connection is no request, and no answer is owed.
-            Err(error) if error.is_timeout() && !parts.read_buf.is_empty() => Some(TOO_SLOW),
+            Err(error) if error.is_timeout() && !parts.read_buf.trim_ascii().is_empty() => Some(TOO_SLOW),
             Err(error) if error.is_parse_too_large() => Some(TOO_LARGE),
             Err(error) if error.is_parse() => Some(MALFORMED),
             _ => None,

@@ -43,6 +43,7 @@ pub(crate) struct Broker {
 pub(crate) struct Supervisor {
     broker: Broker,
     plan: Plan,
+    role: &'static str,
     link: watch::Sender<Link>,
     /// Changes whenever the client says that it connected or lost its connection.
     changed: watch::Receiver<u64>,
@@ -53,11 +54,11 @@ pub(crate) struct Supervisor {
 struct SaidOnce(Mutex<String>);
 
 impl SaidOnce {
-    fn say(&self, complaint: &str) {
+    fn say(&self, role: &str, complaint: &str) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != complaint {
             complaint.clone_into(&mut last);
-            tracing::warn!("NATS connection: {complaint}");
+            tracing::warn!("The {role}'s NATS connection: {complaint}");
         }
     }
 }
@@ -84,19 +85,25 @@ pub(crate) enum ConnectError {
 
 impl Broker {
     /// Makes the handle and begins to connect. Does not wait for a server.
-    pub(crate) async fn connect(nats: &Nats, plan: Plan) -> Result<(Self, Supervisor), ConnectError> {
+    ///
+    /// `role` names the connection, in the log and in what the server shows of its connections.
+    pub(crate) async fn connect(
+        nats: &Nats,
+        plan: Plan,
+        role: &'static str,
+    ) -> Result<(Self, Supervisor), ConnectError> {
         let (event, changed) = watch::channel(0_u64);
         let (event, said) = (Arc::new(event), Arc::<SaidOnce>::default());
         let options = options(nats)?
             .retry_on_initial_connect()
-            .name("hookbridge")
+            .name(format!("hookbridge-{role}"))
             .request_timeout(Some(REQUEST_TIMEOUT))
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |happened| {
                 let (event, said) = (event.clone(), said.clone());
                 async move {
                     if let Event::ServerError(_) | Event::ClientError(_) = &happened {
-                        said.say(&happened.to_string());
+                        said.say(role, &happened.to_string());
                     }
                     event.send_modify(|count| *count += 1);
                 }
@@ -111,7 +118,7 @@ impl Broker {
         let (link, watched) = watch::channel(Link::Connecting);
         let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
         let broker = Self { client, jetstream, names, replicas, link: watched, look_again: Arc::default() };
-        Ok((broker.clone(), Supervisor { broker, plan, link, changed }))
+        Ok((broker.clone(), Supervisor { broker, plan, role, link, changed }))
     }
 
     /// What can be done now. A lost connection shows at once, before anybody has told the watchers.
@@ -264,13 +271,17 @@ impl Supervisor {
         if !changed || (was_ready && new.ready().is_some()) {
             return;
         }
+        let role = self.role;
         match &new {
             Link::Ready(ready) => {
-                tracing::info!(nats.max_payload = ready.max_payload, "Connected to NATS, streams are ready");
+                tracing::info!(
+                    nats.max_payload = ready.max_payload,
+                    "The {role} is connected to NATS, streams are ready"
+                );
             }
             Link::Connecting | Link::Preparing => tracing::debug!("{new}"),
-            Link::Down => tracing::warn!("Lost the connection to NATS; trying again until it is back"),
-            Link::Unfit(reason) => tracing::error!("NATS cannot be used: {reason}; looking again until it can"),
+            Link::Down => tracing::warn!("The {role} lost its connection to NATS; trying again until it is back"),
+            Link::Unfit(reason) => tracing::error!("The {role} cannot use NATS: {reason}; looking again until it can"),
         }
     }
 }

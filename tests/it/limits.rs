@@ -154,3 +154,56 @@ async fn connections_over_the_limit_wait_for_a_place() {
     within("an answer", second.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
 }
+
+const POST: &str = "POST /hooks/open HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n";
+
+#[tokio::test]
+async fn what_follows_a_request_never_costs_it_its_answer() {
+    let nats = Nats::start().await;
+    let hookbridge = Hookbridge::start(&nats, SMALL).await;
+    let two = format!("{POST}\r\nab{POST}connection: close\r\n\r\ncd");
+    for (name, request, expected) in [
+        ("a stray line end", format!("{POST}\r\n01\r\n"), vec!["202"]),
+        ("a stray line end before the close", format!("{POST}connection: close\r\n\r\n02\r\n"), vec!["202"]),
+        ("the beginning of another request", format!("{POST}\r\n03POST /ho"), vec!["202", "408"]),
+        ("another request", two, vec!["202", "202"]),
+        ("what is no request", format!("{POST}\r\n04\u{1} nonsense\r\n\r\n"), vec!["202", "400"]),
+    ] {
+        let answer = send_raw(&hookbridge.url("/"), request.as_bytes()).await;
+        let statuses: Vec<&str> = answer.split("HTTP/1.1 ").skip(1).filter_map(|rest| rest.get(..3)).collect();
+        assert_eq!(statuses, expected, "{name}: {answer}");
+    }
+    assert_eq!(nats.count("EVENTS").await, 6);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_in_many_chunks_is_answered_413() {
+    let nats = Nats::start().await;
+    let hookbridge = Hookbridge::start(&nats, SMALL).await;
+    let chunk = format!("400\r\n{}\r\n", "x".repeat(1024));
+    let request = format!(
+        "POST /hooks/open HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n",
+        chunk.repeat(64)
+    );
+    let answer = send_raw(&hookbridge.url("/"), request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_text_is_the_same_404() {
+    let nats = Nats::start().await;
+    let hookbridge = Hookbridge::start(&nats, SMALL).await;
+    hookbridge.post("/hooks/%ff", &[], "x").await.assert_status(404);
+}
+
+#[tokio::test]
+async fn a_sender_that_has_said_all_it_has_to_say_still_gets_its_answer() {
+    let nats = Nats::start().await;
+    let hookbridge = Hookbridge::start(&nats, SMALL).await;
+    let mut stream = TcpStream::connect(hookbridge.url("").replace("http://", "")).await.unwrap();
+    stream.write_all(format!("{POST}\r\nab").as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+}
