@@ -283,3 +283,18 @@ async fn one_connection_carries_many_deliveries() {
     let connections = receiver.connections();
     assert!(connections <= 2, "{connections} connections for 50 deliveries in {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_signature_form_of_the_operators_own_is_a_table() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let form = "{ header = \"X-Own\", prefix = \"v0=\", algorithm = \"hmac-sha256\", encoding = \"hex\", \
+                signed = \"v0:{timestamp}:{body}\", timestamp = \"header:webhook-timestamp\" }";
+    let text =
+        format!("[endpoints.crm]\nurl = \"{}\"\nsecrets = [\"plain:s\"]\nsignatures = [{form}]", receiver.url("/"));
+    let _hookbridge = Hookbridge::start(&nats, &text).await;
+    nats.publish("outbox.a", &TO_CRM, "body").await;
+    let delivered = receiver.next().await;
+    let signed = format!("v0:{}:body", delivered.header("webhook-timestamp"));
+    assert_eq!(delivered.header("x-own"), sign::hex("s", signed.as_bytes()).replace("sha256=", "v0="));
+    assert_eq!((delivered.header("webhook-signature"), delivered.header("webhook-id")), ("", "m-1"));
+}

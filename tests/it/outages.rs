@@ -120,3 +120,11 @@ async fn a_full_outbox_and_a_full_event_stream_refuse_instead_of_dropping() {
     assert_eq!(nats.count("EVENTS").await, stored as u64);
     assert_eq!(hookbridge.metric("hookbridge_ingress_unconfirmed_total{reason=\"full\"}").await, (4 - stored) as f64);
 }
+
+#[tokio::test]
+async fn a_server_before_2_12_is_refused_with_a_clear_sentence() {
+    let old = Nats::posing_as("2.11.9").await;
+    let hookbridge = Hookbridge::start_without_nats(&old, Roles::Both, "").await;
+    let error = hookbridge.ended().await.unwrap_err().to_string();
+    assert!(error.contains("nats-server 2.11.9 is too old") && error.contains("2.12"), "{error}");
+}

@@ -80,6 +80,33 @@ impl Nats {
         Self { folder, port, server: None, client }
     }
 
+    /// What introduces itself as a server of another version, and is nothing beyond that.
+    pub(crate) async fn posing_as(version: &str) -> Self {
+        let nats = Self::prepare("").await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, nats.port)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let info = format!(
+            "INFO {{\"server_id\":\"x\",\"version\":\"{version}\",\"proto\":1,\"max_payload\":1048576,\"headers\":true,\"jetstream\":true}}\r\n"
+        );
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let info = info.clone();
+                tokio::spawn(async move {
+                    let mut asked = Vec::new();
+                    drop(socket.write_all(info.as_bytes()).await);
+                    while socket.read_buf(&mut asked).await.is_ok_and(|read| read > 0) {
+                        for _ in asked.windows(4).filter(|window| *window == b"PING") {
+                            drop(socket.write_all(b"PONG\r\n").await);
+                        }
+                        asked.clear();
+                    }
+                });
+            }
+        });
+        nats
+    }
+
     /// Starts the server on its folder and port.
     pub(crate) fn run(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("nats.log")).unwrap();
