@@ -12,7 +12,6 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use super::answer::{Accepted, ReceiveError};
 use super::budget::Budget;
@@ -102,7 +101,8 @@ pub(super) async fn hook(
         hookbridge.event = tracing::field::Empty,
         http.response.status_code = tracing::field::Empty,
     );
-    let received = receiver.receive(source, request, begun, &span).instrument(span.clone()).await;
+    // The span is never entered: from then on it could not become a child of the sender's.
+    let received = receiver.receive(source, request, begun, &span).await;
     let response = match received {
         Ok(accepted) => {
             if accepted.duplicate {
