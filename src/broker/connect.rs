@@ -54,6 +54,11 @@ pub(crate) struct Supervisor {
 struct SaidOnce(Mutex<String>);
 
 impl SaidOnce {
+    /// A connection was made: what is wrong next is news again, whatever it is.
+    fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn say(&self, role: &str, complaint: &str) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != complaint {
@@ -102,8 +107,10 @@ impl Broker {
             .event_callback(move |happened| {
                 let (event, said) = (event.clone(), said.clone());
                 async move {
-                    if let Event::ServerError(_) | Event::ClientError(_) = &happened {
-                        said.say(role, &happened.to_string());
+                    match &happened {
+                        Event::ServerError(_) | Event::ClientError(_) => said.say(role, &happened.to_string()),
+                        Event::Connected => said.forget(),
+                        _ => {}
                     }
                     event.send_modify(|count| *count += 1);
                 }

@@ -27,8 +27,9 @@ pub(crate) fn init(telemetry: &Telemetry) -> anyhow::Result<Option<Tracing>> {
     } else {
         lines.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
-    // The NATS client logs every failed attempt to connect; what matters of that is said once, by the broker.
-    let asked = format!("async_nats=warn,{}", telemetry.log);
+    // The NATS client logs every failed attempt to connect, a wrong password even as an error; what matters of
+    // that is said once, by the broker.
+    let asked = format!("async_nats=off,{}", telemetry.log);
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(wanted) => EnvFilter::try_new(wanted).context(EnvFilter::DEFAULT_ENV)?,
         Err(_) => EnvFilter::try_new(asked)?,
