@@ -169,13 +169,19 @@ impl App {
         self.lifecycle.spawn(part(self.lifecycle.draining()));
     }
 
-    /// Reads all secrets again. One that cannot be read stays as it was.
+    /// Reads all secrets again. Where one cannot be read, those of its source or destination stay as they were.
     pub fn reload(&self) {
-        let failed = self.secrets.iter().filter_map(|secret| secret.reload().err()).inspect(|error| {
-            tracing::error!("A secret was not read again and stays as it was: {error}");
-        });
-        let failed = failed.count();
-        tracing::info!("Read {} secrets again, {failed} failed", self.secrets.len());
+        let (mut read, mut failed) = (0, 0);
+        for secrets in &self.secrets {
+            match secrets.reload() {
+                Ok(count) => read += count,
+                Err(error) => {
+                    failed += 1;
+                    tracing::error!("A secret was not read again and stays as it was: {error}");
+                }
+            }
+        }
+        tracing::info!("Secrets read again: {read}; failed: {failed}");
     }
 
     /// Stops taking, finishes what is held, and gives up after `shutdown_grace`.

@@ -185,14 +185,14 @@ impl<K: 'static> KeyRing<K> {
 
 /// Something that SIGHUP reads again.
 pub(crate) trait Reload: Send + Sync {
-    /// Reads the secrets again. On an error the old ones stay in use.
-    fn reload(&self) -> Result<(), KeyError>;
+    /// Reads the secrets again, and says how many there are. On an error the old ones stay in use.
+    fn reload(&self) -> Result<usize, KeyError>;
 }
 
 impl<K: Send + Sync + 'static> Reload for KeyRing<K> {
-    fn reload(&self) -> Result<(), KeyError> {
+    fn reload(&self) -> Result<usize, KeyError> {
         self.keys.store(Arc::new(read_all(&self.references, &self.prepare)?));
-        Ok(())
+        Ok(self.references.len())
     }
 }
 
