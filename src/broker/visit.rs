@@ -76,18 +76,23 @@ impl Visitor {
         }
     }
 
-    /// Calls `seen` for every message on a subject until it returns `false`.
+    /// Calls `begun` once the server has been asked, then `seen` for every message on a subject until it returns
+    /// `false`.
     pub(crate) async fn watch_subject(
         &self,
         subject: &str,
         from_the_start: bool,
+        begun: impl FnOnce(),
         seen: &mut impl FnMut(&Seen) -> bool,
     ) -> anyhow::Result<()> {
         let subject = self.names.subject(subject);
         if from_the_start {
-            return self.watch_stream(subject, seen).await;
+            return self.watch_stream(subject, begun, seen).await;
         }
         let mut messages = self.client.subscribe(subject).await?;
+        // The client subscribes in the background: only now is it on its way to the server.
+        self.client.flush().await?;
+        begun();
         while let Some(message) = messages.next().await {
             if !seen(&self.seen(&message)) {
                 return Ok(());
@@ -96,11 +101,17 @@ impl Visitor {
         bail!("the connection to NATS ended")
     }
 
-    async fn watch_stream(&self, subject: String, seen: &mut impl FnMut(&Seen) -> bool) -> anyhow::Result<()> {
+    async fn watch_stream(
+        &self,
+        subject: String,
+        begun: impl FnOnce(),
+        seen: &mut impl FnMut(&Seen) -> bool,
+    ) -> anyhow::Result<()> {
         let name = self.jetstream.stream_by_subject(&subject).await.context("no stream takes this subject")?;
         let stream = self.jetstream.get_stream(name).await?;
         let ordered = consumer::pull::OrderedConfig { filter_subject: subject, ..Default::default() };
         let mut messages = stream.create_consumer(ordered).await?.messages().await?;
+        begun();
         while let Some(message) = messages.next().await {
             if !seen(&self.seen(&message?.message)) {
                 return Ok(());

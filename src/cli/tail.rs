@@ -47,7 +47,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let visitor = Broker::visit(&config.nats, names, PATIENCE).await?;
     let mut signals = Signals::listen()?;
     let mut left = arguments.count.unwrap_or(usize::MAX);
-    complain(&format!("watching {}", arguments.subject));
+    let begun = || complain(&format!("watching {}", arguments.subject));
     let mut print = |seen: &Seen| {
         if arguments.json {
             print_json(seen)
@@ -61,7 +61,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     tokio::select! {
-        watched = visitor.watch_subject(&arguments.subject, arguments.all, &mut print) => watched,
+        watched = visitor.watch_subject(&arguments.subject, arguments.all, begun, &mut print) => watched,
         () = signals.stop(|| ()) => Ok(()),
     }
 }
