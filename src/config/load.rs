@@ -100,12 +100,14 @@ pub fn load(layers: &Layers) -> Result<Config, Mistakes> {
         egress: reader.section("egress"),
         telemetry: reader.section("telemetry"),
     };
-    // What could not be read stands at its default here, and would only give mistakes that nobody made.
-    if reader.mistakes.is_empty() {
-        for mut mistake in validate::mistakes(&config) {
-            mistake.origin = reader.origin_of(&mistake.key);
-            reader.mistakes.push(mistake);
+    let unread: Vec<String> = reader.mistakes.iter().map(|mistake| meant_section(&mistake.key)).collect();
+    for mut mistake in validate::mistakes(&config) {
+        // What could not be read stands at its default here, and would only give mistakes that nobody made.
+        if rests_on(section_of(&mistake.key)).iter().any(|section| unread.iter().any(|unread| unread == section)) {
+            continue;
         }
+        mistake.origin = reader.origin_of(&mistake.key);
+        reader.mistakes.push(mistake);
     }
     if reader.mistakes.is_empty() { Ok(config) } else { Err(Mistakes(reader.mistakes)) }
 }
@@ -242,6 +244,32 @@ impl Reader {
     }
 }
 
+fn section_of(key: &str) -> &str {
+    key.split('.').next().unwrap_or_default()
+}
+
+/// The section that a key is in, or was probably meant to be in.
+fn meant_section(key: &str) -> String {
+    let section = section_of(key);
+    nearest(section, SECTIONS.into_iter()).unwrap_or(section).to_owned()
+}
+
+/// The sections that decide whether something in a section is a mistake. A table under a name that could not be
+/// read is left out altogether, so that of `sources` and the like those that are there can be judged.
+fn rests_on(section: &str) -> &[&str] {
+    match section {
+        "sources" | "agents" | "clients" => &[],
+        "endpoints" => &["egress"],
+        "egress" => &["egress", "streams"],
+        "nats" => &["nats"],
+        "streams" => &["streams"],
+        "gateway" => &["gateway"],
+        "callbacks" => &["callbacks"],
+        "admin" => &["admin"],
+        _ => &["telemetry"],
+    }
+}
+
 /// Takes a key out of a table. `false` when there is no such key.
 fn remove(value: &mut Value, path: &[String]) -> bool {
     let Some((key, rest)) = path.split_first() else { return false };
@@ -363,6 +391,26 @@ mod tests {
             assert!(text.contains(expected), "{expected} is not in:\n{text}");
         }
         assert!(!text.contains("hunter2"), "a secret was printed:\n{text}");
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_does_not_hide_what_is_wrong_elsewhere() {
+        let text = r#"
+            [gateway]
+            max_bdy = "1MiB"
+            max_connections = 0
+            [egress]
+            allow_htp = true
+            [endpoints.crm]
+            url = "http://example.com"
+            signatures = []
+            [sources.both]
+            preset = "github"
+            verify = "none"
+            "#;
+        let mistakes = load_text(text).unwrap_err();
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+        assert!(mistakes[2].contains("sources.both: has both"), "{mistakes:?}");
     }
 
     #[test]
