@@ -8,6 +8,7 @@ mod harness;
 
 mod answers;
 mod architecture;
+mod command_line;
 mod deliveries;
 mod events;
 mod fan_out;

@@ -11,7 +11,7 @@ pub(crate) struct Hookbridge {
 }
 
 /// What every test has unless it says otherwise: loopback, free ports, short waits.
-const BASE: &str = r#"
+pub(super) const BASE: &str = r#"
 shutdown_grace = "5s"
 [gateway]
 listen = "127.0.0.1:0"

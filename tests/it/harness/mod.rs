@@ -2,13 +2,15 @@
 
 mod hookbridge;
 mod http;
-mod nats;
+pub(crate) mod nats;
+mod program;
 mod receiver;
 pub(crate) mod sign;
 
 pub(crate) use self::hookbridge::Hookbridge;
 pub(crate) use self::http::{Answer, post, request, send_raw};
 pub(crate) use self::nats::{Message, Nats};
+pub(crate) use self::program::{Configuration, Program, binary, free_port, run};
 pub(crate) use self::receiver::{Receiver, Reply};
 
 use std::future::Future;

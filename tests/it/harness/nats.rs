@@ -140,6 +140,11 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// What the server has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("nats.log")).unwrap()
+    }
+
     pub(crate) fn jetstream(&self) -> jetstream::Context {
         jetstream::new(self.client.clone())
     }
@@ -228,7 +233,7 @@ impl Drop for Nats {
 }
 
 /// Where the server's program is: `NATS_SERVER`, what `make tools` brought, or the PATH.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let tools = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools/nats-server");
     match std::env::var_os("NATS_SERVER") {
         Some(path) => path.into(),
