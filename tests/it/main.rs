@@ -17,4 +17,5 @@ mod outages;
 mod outbox;
 mod refused_addresses;
 mod shutdown;
+mod traces;
 mod vectors;

@@ -1,5 +1,6 @@
 //! Everything that a test needs to tell its story.
 
+mod collector;
 mod hookbridge;
 mod http;
 pub(crate) mod nats;
@@ -7,6 +8,7 @@ mod program;
 mod receiver;
 pub(crate) mod sign;
 
+pub(crate) use self::collector::{Collector, attribute};
 pub(crate) use self::hookbridge::Hookbridge;
 pub(crate) use self::http::{Answer, post, request, send_raw};
 pub(crate) use self::nats::{Message, Nats};
