@@ -11,6 +11,7 @@ mod architecture;
 mod command_line;
 mod deliveries;
 mod events;
+mod examples;
 mod fan_out;
 mod limits;
 mod outages;
