@@ -22,7 +22,7 @@ pub(crate) use links::{Links, Role};
 pub(crate) use names::Names;
 pub(crate) use provision::{COURIER, Plan, Problem};
 pub(crate) use publish::{Outgoing, PublishError, Schedule, Stored};
-pub(crate) use read::{ReadError, StoredMessage};
+pub(crate) use read::{Fill, ReadError, StoredMessage};
 pub(crate) use state::Link;
 pub(crate) use unreadable::Unreadable;
 pub(crate) use visit::{Seen, Server, Visitor};

@@ -4,6 +4,7 @@
 //! [`delivery`] is attempted ([`send`]) and decided upon ([`retry`]); then comes a receipt, the next attempt's
 //! schedule, or a dead letter, and only then the ack. Waiting is the stream's job: a restart forgets nothing and no task sleeps for an hour.
 
+mod alarm;
 mod courier;
 mod dead_letter;
 mod delivery;

@@ -61,6 +61,15 @@ impl Signals {
         })
     }
 
+    /// Waits for any of them: for what runs at a terminal, whose end is the end.
+    pub(crate) async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+
     /// Waits for SIGTERM or SIGINT, and calls `on_hangup` for every SIGHUP meanwhile.
     pub(crate) async fn stop(&mut self, mut on_hangup: impl FnMut()) {
         loop {

@@ -20,6 +20,16 @@ pub(crate) struct StoredMessage {
     pub(crate) payload: Bytes,
 }
 
+/// What a stream holds, and what it can hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fill {
+    pub(crate) stream: StreamKind,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) max_messages: Option<u64>,
+    pub(crate) max_bytes: Option<u64>,
+}
+
 /// The server did not answer the question.
 #[derive(Debug, thiserror::Error)]
 #[error("reading from {stream} failed: {reason}")]
@@ -90,6 +100,23 @@ impl Broker {
     pub(crate) async fn span(&self, kind: StreamKind) -> Result<(u64, u64), ReadError> {
         let info = self.stream(kind).await?.get_info().await.map_err(|error| ReadError::new(kind, error))?;
         Ok((info.state.first_sequence, info.state.last_sequence))
+    }
+
+    /// How full every stream is.
+    pub(crate) async fn fill(&self) -> Result<Vec<Fill>, ReadError> {
+        let mut all = Vec::with_capacity(StreamKind::ALL.len());
+        for stream in StreamKind::ALL {
+            let info = self.stream(stream).await?.get_info().await.map_err(|error| ReadError::new(stream, error))?;
+            let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
+            all.push(Fill {
+                stream,
+                messages: info.state.messages,
+                bytes: info.state.bytes,
+                max_messages: limit(info.config.max_messages),
+                max_bytes: limit(info.config.max_bytes),
+            });
+        }
+        Ok(all)
     }
 
     /// Takes one message out of a stream. `false` when it was not there.

@@ -85,20 +85,20 @@ async fn serve(config: &Config, signals: &mut Signals, folder: &Path, port: u16)
             app.stop().await?;
             bail!("a part ended before NATS was ready");
         }
-        () = signals.stop(|| ()) => return app.stop().await,
+        () = signals.any() => return app.stop().await,
         () = tokio::time::sleep(READY_WITHIN) => {
             bail!("NATS was not ready within {READY_WITHIN:?}; its log is {}", folder.join("nats-server.log").display());
         }
     }
     welcome(&app, folder, port, endpoint);
     let asked = tokio::select! {
-        () = signals.stop(|| app.reload()) => true,
+        () = signals.any() => true,
         () = app.ended() => false,
     };
     say("\nstopping");
     tokio::select! {
         stopped = app.stop() => stopped?,
-        () = signals.stop(|| ()) => bail!("stopped at once by a second signal"),
+        () = signals.any() => bail!("stopped at once by a second signal"),
     }
     if asked { Ok(()) } else { bail!("a part of the process ended by itself; the log says which") }
 }

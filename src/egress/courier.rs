@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::alarm;
 use super::destination::Destinations;
 use super::worker::{Answer, Worker};
 use crate::broker::{Broker, COURIER, Consumer, Received};
@@ -63,7 +64,12 @@ impl Courier {
                 futures_util::future::join_all((0..PULLS).map(|_| retry.run(&stop, from_retry))),
             )
         };
-        tokio::join!(pulls, worker.states.follow(&self.broker, &stop), worker.sweep_disabled(&stop));
+        tokio::join!(
+            pulls,
+            worker.states.follow(&self.broker, &stop),
+            worker.sweep_disabled(&stop),
+            alarm::watch(&self.broker, &self.metrics, &stop),
+        );
         deliveries.close();
         deliveries.wait().await;
     }

@@ -44,6 +44,12 @@ pub(crate) struct Metrics {
     pub(crate) deliveries: Gauge,
     /// 1 while NATS can be used.
     pub(crate) nats_ready: Gauge,
+    /// Messages in each stream.
+    pub(crate) stream_messages: Family<StreamLabels, Gauge>,
+    /// Bytes in each stream.
+    pub(crate) stream_bytes: Family<StreamLabels, Gauge>,
+    /// 1 for a stream that is at 80 % of a limit or above.
+    pub(crate) stream_alarm: Family<StreamLabels, Gauge>,
 }
 
 /// A request's source, and what became of it.
@@ -78,6 +84,12 @@ pub(crate) struct AttemptLabels {
     pub(crate) error: &'static str,
 }
 
+/// A stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StreamLabels {
+    pub(crate) stream: &'static str,
+}
+
 /// A dead letter's destination and reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct DeadLabels {
@@ -105,6 +117,9 @@ impl Metrics {
             already_done: Counter::default(),
             deliveries: Gauge::default(),
             nats_ready: Gauge::default(),
+            stream_messages: Family::default(),
+            stream_bytes: Family::default(),
+            stream_alarm: Family::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         metrics
@@ -136,6 +151,9 @@ impl Metrics {
             self.already_done.clone(),
         );
         registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
+        registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());
+        registry.register("stream_bytes", "Bytes in each stream", self.stream_bytes.clone());
+        registry.register("stream_alarm", "1 for a stream near its limit", self.stream_alarm.clone());
         registry.register("nats_ready", "1 while NATS can be used", self.nats_ready.clone());
         registry
     }

@@ -128,3 +128,18 @@ async fn a_server_before_2_12_is_refused_with_a_clear_sentence() {
     let error = hookbridge.ended().await.unwrap_err().to_string();
     assert!(error.contains("nats-server 2.11.9 is too old") && error.contains("2.12"), "{error}");
 }
+
+#[tokio::test]
+async fn a_stream_near_its_limit_is_an_alarm() {
+    let nats = Nats::start().await;
+    let text = "[streams.dead]\nmax_messages = 5\n[streams.receipts]\nmax_messages = 100";
+    Hookbridge::start(&nats, text).await.stop().await.unwrap();
+    for index in 0..4 {
+        nats.publish(&format!("dead.a.{index}"), &[], "x").await;
+    }
+    let hookbridge = Hookbridge::start(&nats, text).await;
+    let alarmed =
+        async |stream| hookbridge.metric(&format!("hookbridge_stream_alarm{{stream=\"{stream}\"}}")).await == 1.0;
+    eventually("the alarm", async || alarmed("DEAD").await.then_some(())).await;
+    assert!(!alarmed("RECEIPTS").await);
+}
