@@ -18,8 +18,9 @@ pub(crate) use self::receiver::{Receiver, Reply};
 use std::future::Future;
 use std::time::Duration;
 
-/// How long anything may take before a test gives up on it. Generous: the machines are shared.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// How long anything may take before a test gives up on it. Generous: the machines are shared, and what was in
+/// flight on a connection that broke comes again only after the ack wait of 30 s.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(100);
 
 /// Waits for something, but not for ever.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
