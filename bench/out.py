@@ -29,4 +29,6 @@ with socket.create_connection(("127.0.0.1", nats_port)) as nats:
     while delivered() < count and time.monotonic() - begun < 120:
         time.sleep(0.05)
     took = time.monotonic() - begun
-print(f"out: {delivered()} of {count} delivered, {count / took:.0f}/s")
+done = delivered()
+print(f"out: {done} of {count} delivered, {done / took:.0f}/s")
+sys.exit(0 if done == count else 1)

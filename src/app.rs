@@ -98,7 +98,8 @@ impl App {
             let address = listener.address()?;
             gateway = Some(address);
             let listener = listener.observed_by(observer(&metrics));
-            let (broker, supervisor) = Broker::connect(&config.nats, plan.clone(), "gateway").await.context("nats")?;
+            let published = plan.clone().publishing(config.gateway.max_body.as_u64() + config::HEADER_ROOM);
+            let (broker, supervisor) = Broker::connect(&config.nats, published, "gateway").await.context("nats")?;
             links.set(Role::Gateway, broker.clone());
             let (supervised, failed, draining) = (supervisor.run(last.clone()), failed.clone(), lifecycle.clone());
             beside.spawn(async move {

@@ -58,7 +58,8 @@ enum Command {
 /// What every command takes.
 #[derive(Args, Clone, Debug, Default)]
 struct Common {
-    /// A configuration file; several may be given, later ones win [default: config/hookbridge.toml].
+    /// A configuration file; several may be given, later ones win. Without any: config/hookbridge.toml, or what
+    /// is built in for `dev`.
     #[arg(long = "config", value_name = "FILE", global = true)]
     files: Vec<PathBuf>,
     /// The NATS server, instead of the configured one.

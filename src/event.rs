@@ -1,6 +1,6 @@
 //! What travels: names, subjects, ids and headers, valid by construction.
 //!
-//! Nothing here does I/O or reads a clock. The rules are the contract's: whoever publishes or subscribes
+//! Nothing here does I/O or reads a clock. The rules are a contract: whoever publishes or subscribes
 //! beside Hookbridge relies on every one of them.
 
 pub mod cloud_event;

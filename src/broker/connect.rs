@@ -236,6 +236,15 @@ impl Supervisor {
         {
             unreadable::remove(&self.broker.client, &self.broker.jetstream, &self.plan, bury).await?;
         }
+        if self.plan.largest > info.max_payload as u64 && !self.is_ready_on(connection) {
+            tracing::warn!(
+                nats.max_payload = info.max_payload,
+                "The server takes messages up to {} bytes, and gateway.max_body with headers needs {}: larger \
+                 webhooks are answered 413 until max_payload is raised",
+                info.max_payload,
+                self.plan.largest
+            );
+        }
         let outbox_last = read::last_sequence(&self.broker, StreamKind::Outbox).await?;
         let ready = Ready { max_payload: info.max_payload, connection, outbox_last };
         // A connection that was lost meanwhile is for the next round.

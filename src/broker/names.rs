@@ -15,7 +15,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Names under a prefix, or as the contract has them.
+    /// Names under a prefix, or as they are.
     pub(crate) fn new(prefix: Option<Name>) -> Self {
         Self { prefix }
     }
@@ -28,7 +28,7 @@ impl Names {
         }
     }
 
-    /// A server's subject as the contract has it.
+    /// A server's subject without the prefix.
     pub(crate) fn strip<'a>(&self, subject: &'a str) -> &'a str {
         let stripped = self.prefix.as_ref().and_then(|prefix| subject.strip_prefix(prefix.as_str())?.strip_prefix('.'));
         stripped.unwrap_or(subject)

@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) update: bool,
     /// Look for messages that cannot be read before any is taken, and bury them so.
     pub(crate) bury: Option<Bury>,
+    /// The largest message that this role publishes; a server that takes less gets a warning.
+    pub(crate) largest: u64,
 }
 
 /// A durable consumer.
@@ -106,7 +108,12 @@ impl Plan {
             durables.push(Durable::of_agent(name, StreamKind::Tasks, vec![format!("tasks.{name}.*")]));
         }
         let names = Names::new(config.nats.prefix.clone());
-        Self { names, replicas: config.nats.replicas, streams, durables, update, bury: None }
+        Self { names, replicas: config.nats.replicas, streams, durables, update, bury: None, largest: 0 }
+    }
+
+    /// The plan of a role that publishes messages up to this size.
+    pub(crate) fn publishing(self, largest: u64) -> Self {
+        Self { largest, ..self }
     }
 
     /// The plan of a role that takes what others publish.
@@ -415,7 +422,15 @@ mod tests {
 
     fn plan() -> Plan {
         let streams = StreamKind::ALL.map(|kind| (kind, Streams::default().limits(kind))).to_vec();
-        Plan { names: Names::default(), replicas: 1, streams, durables: Vec::new(), update: false, bury: None }
+        Plan {
+            names: Names::default(),
+            replicas: 1,
+            streams,
+            durables: Vec::new(),
+            update: false,
+            bury: None,
+            largest: 0,
+        }
     }
 
     fn compare(kind: StreamKind, change: impl FnOnce(&mut StreamConfig)) -> (Vec<String>, Vec<String>) {

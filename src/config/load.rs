@@ -446,6 +446,13 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_policy_that_outlives_the_outbox_is_a_mistake() {
+        let mistakes = load_text("[streams.outbox]\nmax_age = \"1day\"").unwrap_err();
+        assert!(mistakes[0].contains("egress.retry: may take 3days") && mistakes.len() == 1, "{mistakes:?}");
+        load_text("[streams.outbox]\nmax_age = \"1day\"\n[egress]\nretry = [\"1h\"]").unwrap();
+    }
+
+    #[test]
     fn the_example_and_the_development_configuration_are_valid() {
         let example = include_str!("../../config/hookbridge.example.toml");
         let config = load_text(&example.replace("env:", "plain:").replace("file:", "plain:")).unwrap();

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::ledger::Known;
-use super::pointer::{self, Pointer};
+use super::pointer::Pointer;
 use super::reason::{Failure, Reason, Refusal};
 use super::receipt::{Receipt, Status};
 use super::retry::{self, Decision, Outcome, Progress};
@@ -22,6 +22,11 @@ use crate::config::StreamKind;
 use crate::event::trace;
 use crate::telemetry::metrics::{AttemptLabels, DeadLabels};
 use crate::telemetry::traces;
+
+/// The header by which the server knows a schedule.
+const SCHEDULE: &str = "Nats-Schedule";
+/// How long to wait when both places of a delivery in RETRY are taken.
+const PLACE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How an attempt ended, and how long it took.
 type Attempted<'a> = Option<(&'a Outcome, Duration)>;
@@ -111,31 +116,37 @@ impl Worker {
     }
 
     /// Puts the next attempt into RETRY, on the delivery's own subject, or beside it where another message of
-    /// the same delivery id waits there already. What waits there and is no delivery is taken away: nobody but
-    /// Hookbridge has anything to put there.
+    /// the same delivery id waits there already.
     async fn schedule(&self, job: &Job<'_>, due: SystemTime) {
         let Some(pointer) = Pointer::new(job.original, job.message, job.route, job.attempt + 1) else { return };
-        let places = pointer.waiting_tokens();
-        for place in places.iter().cycle() {
-            let waits_on = pointer::waits_on(&pointer.token, place);
-            let target = pointer::due_on(&pointer.token, place);
-            let headers = pointer.headers();
-            if self.ledger.schedule(&Schedule { waits_on: waits_on.clone(), target, due, headers }).await {
-                return;
-            }
-            let Ok(Some(waiting)) = self.broker.last(StreamKind::Retry, &waits_on).await else { continue };
-            match Pointer::read(&waiting.headers) {
-                // An earlier try was confirmed without our hearing it.
-                Some(waits) if waits.sequence == pointer.sequence => return,
-                Some(waits) if waits.is_waiting_on(&waits_on) && waiting.headers.get(SCHEDULE).is_some() => {}
-                _ => {
-                    self.metrics.forged_retries.inc();
-                    tracing::warn!("Took away what stood on {waits_on} and is no delivery");
-                    if let Err(error) = self.broker.remove(StreamKind::Retry, waiting.sequence).await {
-                        tracing::warn!("A delivery has to wait: {error}");
-                        tokio::time::sleep(SCHEDULE_PAUSE).await;
-                    }
+        loop {
+            for place in pointer.places() {
+                let (waits_on, target) = (pointer.waits_on(&place), pointer.due_on(&place));
+                let schedule = Schedule { waits_on: waits_on.clone(), target, due, headers: pointer.headers() };
+                if self.ledger.schedule(&schedule).await || self.is_ours(&pointer, &waits_on).await {
+                    return;
                 }
+            }
+            tracing::warn!("Delivery {} has to wait for a place in RETRY", pointer.delivery_id);
+            tokio::time::sleep(PLACE_PAUSE).await;
+        }
+    }
+
+    /// Whether what waits on a subject is this very delivery: an earlier try was confirmed without our hearing it.
+    ///
+    /// What is no delivery at all is taken away, since nobody but Hookbridge has anything to put there.
+    async fn is_ours(&self, pointer: &Pointer, waits_on: &str) -> bool {
+        let Ok(Some(waiting)) = self.broker.last(StreamKind::Retry, waits_on).await else { return false };
+        let is_schedule = waiting.headers.get(SCHEDULE).is_some();
+        match Pointer::read(&waiting.headers).filter(|found| is_schedule && found.is_waiting_on(waits_on)) {
+            Some(found) => found.sequence == pointer.sequence,
+            None => {
+                self.metrics.forged_retries.inc();
+                match self.broker.remove(StreamKind::Retry, waiting.sequence).await {
+                    Ok(_) => tracing::warn!("Took away what stood on {waits_on} and is no delivery"),
+                    Err(error) => tracing::warn!("A delivery has to wait: {error}"),
+                }
+                false
             }
         }
     }
@@ -251,8 +262,3 @@ impl Worker {
         self.metrics.attempt_seconds.observe(took.as_secs_f64());
     }
 }
-
-/// The header by which the server knows a schedule.
-const SCHEDULE: &str = "Nats-Schedule";
-/// How long to wait when a place in RETRY cannot be freed.
-const SCHEDULE_PAUSE: Duration = Duration::from_secs(1);

@@ -72,7 +72,7 @@ pub(super) struct Malformed {
     pub(super) refusal: Refusal,
 }
 
-/// Understands a message by the contract.
+/// Understands a message by the rules that README.md gives to agents.
 pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
     let (agent, topic) = subject::outbox(&original.subject).unwrap_or_default();
     let valid_agent = name::is_token(agent);

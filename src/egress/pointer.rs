@@ -84,20 +84,30 @@ impl Pointer {
         ids.then_some(pointer)
     }
 
-    /// The subject tokens that the delivery can wait under: its id, or, where another message of the same id
-    /// waits, its id with its place in OUTBOX.
-    pub(super) fn waiting_tokens(&self) -> [String; 2] {
-        [self.delivery_id.clone(), format!("{}-{}", self.delivery_id, self.sequence)]
+    /// Where the delivery can wait: under its id, or, where another message of the same id waits, one token
+    /// below it, under its place in OUTBOX. No id holds a dot, so no other delivery has that place.
+    pub(super) fn places(&self) -> [String; 2] {
+        [self.delivery_id.clone(), format!("{}.{}", self.delivery_id, self.sequence)]
+    }
+
+    /// The subject on which the delivery waits for its time, at one of its places.
+    pub(super) fn waits_on(&self, place: &str) -> String {
+        format!("retry.at.{}.{place}", self.token)
+    }
+
+    /// The subject on which the delivery is due, at one of its places.
+    pub(super) fn due_on(&self, place: &str) -> String {
+        format!("retry.due.{}.{place}", self.token)
     }
 
     /// Whether the delivery can be due on this subject.
     pub(super) fn is_due_on(&self, subject: &str) -> bool {
-        self.waiting_tokens().iter().any(|delivery| due_on(&self.token, delivery) == subject)
+        self.places().iter().any(|place| self.due_on(place) == subject)
     }
 
     /// Whether the delivery can wait on this subject.
     pub(super) fn is_waiting_on(&self, subject: &str) -> bool {
-        self.waiting_tokens().iter().any(|delivery| waits_on(&self.token, delivery) == subject)
+        self.places().iter().any(|place| self.waits_on(place) == subject)
     }
 
     /// The dead letter of a delivery that was given up while it waited.
@@ -115,14 +125,9 @@ impl Pointer {
     }
 }
 
-/// The subject on which a delivery waits for its time.
-pub(super) fn waits_on(destination_token: &str, delivery_token: &str) -> String {
-    format!("retry.at.{destination_token}.{delivery_token}")
-}
-
-/// The subject on which a delivery is due.
-pub(super) fn due_on(destination_token: &str, delivery_token: &str) -> String {
-    format!("retry.due.{destination_token}.{delivery_token}")
+/// The subjects on which everything waits that is for one destination.
+pub(super) fn all_waiting(destination_token: &str) -> String {
+    format!("retry.at.{destination_token}.>")
 }
 
 #[cfg(test)]
@@ -167,8 +172,8 @@ mod tests {
     #[test]
     fn a_delivery_waits_on_its_own_subject_or_beside_it() {
         let pointer = pointer();
-        assert!(pointer.is_due_on("retry.due.e_crm.m-X") && pointer.is_due_on("retry.due.e_crm.m-X-7"));
+        assert!(pointer.is_due_on("retry.due.e_crm.m-X") && pointer.is_due_on("retry.due.e_crm.m-X.7"));
         assert!(pointer.is_waiting_on("retry.at.e_crm.m-X"));
-        assert!(!pointer.is_due_on("retry.due.e_other.m-X") && !pointer.is_due_on("retry.due.e_crm.m-Y"));
+        assert!(!pointer.is_due_on("retry.due.e_other.m-X") && !pointer.is_due_on("retry.due.e_crm.m-X-7"));
     }
 }

@@ -46,7 +46,7 @@ impl Worker {
 
     /// Takes what waits for an endpoint off the stream one by one, each with dead letter and receipt.
     async fn sweep(&self, endpoint: &Endpoint) -> Result<(), ReadError> {
-        let waiting = pointer::waits_on(&id::endpoint_token(&endpoint.name), "*");
+        let waiting = pointer::all_waiting(&id::endpoint_token(&endpoint.name));
         let mut from = 1;
         while let Some(stored) = self.broker.next(StreamKind::Retry, &waiting, from).await? {
             from = stored.sequence + 1;

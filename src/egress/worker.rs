@@ -13,7 +13,7 @@ use super::guard::Guard;
 use super::held::Held;
 use super::intake::{self, Message, Original};
 use super::ledger::{Known, Ledger};
-use super::pointer::{self, Pointer};
+use super::pointer::Pointer;
 use super::reason::{Reason, Refusal};
 use super::retry::Policy;
 use super::route::{self, Route};
@@ -208,7 +208,7 @@ impl Worker {
         for route in routes {
             let Some(pointer) = Pointer::new(original, message, route, 1) else { continue };
             let outgoing = Outgoing {
-                subject: pointer::due_on(&pointer.token, &route.delivery_id),
+                subject: pointer.due_on(&route.delivery_id),
                 headers: pointer.headers(),
                 message_id: Some(format!("{}:{}", original.sequence, route.delivery_id)),
                 ..Outgoing::default()

@@ -1,4 +1,4 @@
-//! Receiving a webhook: the checks in the contract's order, each before the next one costs anything.
+//! Receiving a webhook: cheap checks first, each before the next one costs anything.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

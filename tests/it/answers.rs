@@ -1,6 +1,6 @@
 //! Every row of the answer table.
 
-use crate::harness::{Hookbridge, Nats, request, sign};
+use crate::harness::{Hookbridge, Nats, request, send_raw, sign};
 
 const SOURCES: &str = r#"
 [sources.github]
@@ -137,4 +137,39 @@ async fn secrets_are_read_again_without_a_restart() {
     std::fs::write(file.path(), "").unwrap();
     hookbridge.reload();
     assert_eq!(post("second", "5").await, 202, "a secret that is gone does not open or close anything");
+}
+
+#[tokio::test]
+async fn every_row_of_the_answer_table_is_counted() {
+    let nats = Nats::start().await;
+    let text = format!(
+        "{SOURCES}\n[gateway]\nlisten = \"127.0.0.1:0\"\nmax_body = \"1KiB\"\nbody_timeout = \"200ms\"\nmax_in_flight = \"1KiB\""
+    );
+    let hookbridge = Hookbridge::start(&nats, &text).await;
+    let signature = sign::hex("s3cret", b"{}");
+    let genuine = sign::github(&signature, "push", "1");
+    for _ in 0..2 {
+        hookbridge.post("/hooks/github", &genuine, "{}").await.assert_status(202);
+    }
+    hookbridge.post("/hooks/github", &[], "{}").await.assert_status(401);
+    hookbridge.post("/hooks/nobody", &[], "{}").await.assert_status(404);
+    request("GET", &hookbridge.url("/hooks/github"), &[], "").await.assert_status(405);
+    hookbridge.post("/hooks/github", &[], vec![b'x'; 2000]).await.assert_status(413);
+    hookbridge.post("/hooks/github", &[("content-encoding", "br")], "x").await.assert_status(415);
+    let slow = "POST /hooks/github HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nx";
+    assert!(send_raw(&hookbridge.url("/"), slow.as_bytes()).await.starts_with("HTTP/1.1 408 "));
+
+    for (source, outcome, count) in [
+        ("github", "stored", 1.0),
+        ("github", "duplicate", 1.0),
+        ("github", "rejected", 1.0),
+        ("", "no-source", 1.0),
+        ("github", "method", 1.0),
+        ("github", "too-large", 1.0),
+        ("github", "content-encoding", 1.0),
+        ("github", "too-slow", 1.0),
+    ] {
+        let name = format!("hookbridge_ingress_requests_total{{source=\"{source}\",outcome=\"{outcome}\"}}");
+        assert_eq!(hookbridge.metric(&name).await, count, "{name}");
+    }
 }

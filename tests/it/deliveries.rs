@@ -298,3 +298,64 @@ async fn a_signature_form_of_the_operators_own_is_a_table() {
     assert_eq!(delivered.header("x-own"), sign::hex("s", signed.as_bytes()).replace("sha256=", "v0="));
     assert_eq!((delivered.header("webhook-signature"), delivered.header("webhook-id")), ("", "m-1"));
 }
+
+#[tokio::test]
+async fn every_row_of_the_outcome_table_is_counted() {
+    let nats = Nats::start().await;
+    let script = [Reply::Status(204), Reply::Status(500), Reply::Close, Reply::With(429, "retry-after: 1")];
+    let receiver = Receiver::scripted(script).await;
+    let text = format!(
+        "{}[callbacks]\nallow = [\"*\"]\nsecrets = [\"plain:s\"]\n[egress]\nretry = [\"100ms\", \"100ms\", \"100ms\"]",
+        crm(&receiver)
+    );
+    let hookbridge = Hookbridge::start(&nats, &text).await;
+    nats.publish("outbox.a", &TO_CRM, "x").await;
+    nats.message("RECEIPTS", "receipts.a.delivered.m-1").await;
+    nats.publish("outbox.a", &[TO_CRM[0], ("Nats-Msg-Id", "m-2")], "x").await;
+    nats.message("RECEIPTS", "receipts.a.delivered.m-2").await;
+    receiver.then(Reply::Status(410));
+    nats.publish("outbox.a", &[TO_CRM[0], ("Nats-Msg-Id", "m-3")], "x").await;
+    nats.message("RECEIPTS", "receipts.a.dead.m-3").await;
+    nats.publish("outbox.a", &[TO_CRM[0], ("Nats-Msg-Id", "m-4")], "x").await;
+    nats.publish("outbox.a", &[("Hookbridge-Endpoint", "none")], "x").await;
+    nats.publish("outbox.a", &[("Hookbridge-Callback-Url", "http://10.0.0.1/")], "x").await;
+    nats.publish("outbox.a", &[("Hookbridge-Callback-Url", "no url")], "x").await;
+    nats.messages("RECEIPTS", "receipts.a.dead.*", 5).await;
+
+    let attempts = "hookbridge_egress_attempts_total{destination=\"crm\",";
+    let dead = "hookbridge_egress_dead_letters_total{destination=";
+    for (name, count) in [
+        (format!("{attempts}outcome=\"delivered\",error=\"none\"}}"), 2.0),
+        (format!("{attempts}outcome=\"retrying\",error=\"status\"}}"), 2.0),
+        (format!("{attempts}outcome=\"retrying\",error=\"protocol\"}}"), 1.0),
+        (format!("{attempts}outcome=\"dead\",error=\"status\"}}"), 1.0),
+        (format!("{dead}\"crm\",reason=\"gone\"}}"), 1.0),
+        (format!("{dead}\"crm\",reason=\"endpoint-disabled\"}}"), 1.0),
+        (format!("{dead}\"\",reason=\"unroutable\"}}"), 1.0),
+        (format!("{dead}\"callback\",reason=\"forbidden\"}}"), 1.0),
+        (format!("{dead}\"\",reason=\"malformed\"}}"), 1.0),
+    ] {
+        let counted = async || (hookbridge.metric(&name).await == count).then_some(());
+        eventually(&name, counted).await;
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_was_gone_is_enabled_by_hand() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Status(410)]).await);
+    let _hookbridge = Hookbridge::start(&nats, &crm(&receiver)).await;
+    nats.publish("outbox.a", &TO_CRM, "x").await;
+    receiver.next().await;
+    assert_eq!(receipt(&nats, "dead").await["reason"], "gone");
+
+    nats.publish("$KV.hookbridge_endpoints.crm", &[], "").await;
+    // Couriers follow the bucket; one that has not heard of it yet answers with another dead letter.
+    let mut tries = 0;
+    while receiver.unread() == 0 {
+        tries += 1;
+        let id = format!("again-{tries}");
+        nats.publish("outbox.a", &[TO_CRM[0], ("Nats-Msg-Id", &id)], "x").await;
+        nats.message("RECEIPTS", &format!("receipts.a.*.{id}")).await;
+        assert!(tries < 50, "the endpoint stayed disabled");
+    }
+}

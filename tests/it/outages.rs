@@ -143,3 +143,40 @@ async fn a_stream_near_its_limit_is_an_alarm() {
     eventually("the alarm", async || alarmed("DEAD").await.then_some(())).await;
     assert!(!alarmed("RECEIPTS").await);
 }
+
+#[tokio::test]
+async fn a_publish_that_is_not_confirmed_is_503_and_its_repeat_is_the_same_event() {
+    let nats = Nats::start().await;
+    let text = format!("{}[gateway]\nlisten = \"127.0.0.1:0\"\npublish_timeout = \"500ms\"", sign::SOURCES);
+    let hookbridge = Hookbridge::start(&nats, &text).await;
+    let signature = sign::hex("s3cret", b"{}");
+    let post = async || hookbridge.post("/hooks/github", &sign::github(&signature, "push", "1"), "{}").await;
+
+    nats.pause();
+    post().await.assert_status(503);
+    nats.go_on();
+
+    let stored = async || (post().await.status == 202).then_some(());
+    eventually("the repeat to be stored", stored).await;
+    assert_eq!(nats.count("EVENTS").await, 1);
+    assert_eq!(hookbridge.metric("hookbridge_ingress_unconfirmed_total{reason=\"unconfirmed\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_durable_with_another_filter_is_refused_until_an_operator_asks_for_the_change() {
+    let nats = Nats::start().await;
+    let agent = |filter: &str| format!("[agents.planner]\nevents = [\"{filter}\"]");
+    Hookbridge::start(&nats, &agent("events.github.>")).await.stop().await.unwrap();
+
+    let changed = agent("events.billing.>");
+    let refused = Hookbridge::start_without_nats(&nats, Roles::Gateway, &changed).await.ended().await;
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("durable planner on EVENTS") && error.contains("events.billing.>"), "{error}");
+
+    let options = hookbridge::app::Options { update_streams: true, ..Default::default() };
+    let hookbridge = Hookbridge::start_with(&nats, Roles::Gateway, &changed, options).await;
+    hookbridge.ready().await;
+    let stream = nats.jetstream().get_stream("EVENTS").await.unwrap();
+    let found = stream.consumer_info("planner").await.unwrap();
+    assert_eq!(found.config.filter_subject, "events.billing.>");
+}

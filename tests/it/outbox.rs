@@ -230,3 +230,20 @@ async fn headers_that_no_client_writes_are_buried_and_block_nobody() {
     hookbridge.ready().await;
     assert_eq!(hookbridge.admin("/readyz").await.status, 200);
 }
+
+#[tokio::test]
+async fn ids_that_look_like_each_others_places_all_wait_and_all_arrive() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted(vec![Reply::Status(500); 3]).await);
+    let text = format!("{}\n[egress]\nretry = [\"2s\"]", endpoints(&receiver));
+    let _hookbridge = Hookbridge::start(&nats, &text).await;
+    // The third is message 3 of OUTBOX, and its place beside `same` must not be that of `same-3`.
+    for id in ["same-3", "same", "same"] {
+        nats.publish("outbox.a", &[], format!(r#"{{"endpoint":"crm","id":"{id}","payload":1}}"#)).await;
+        receiver.next().await;
+    }
+    nats.messages("RECEIPTS", "receipts.a.retrying.*", 3).await;
+    for _ in 0..3 {
+        receiver.next().await;
+    }
+    nats.messages("RECEIPTS", "receipts.a.delivered.*", 3).await;
+}

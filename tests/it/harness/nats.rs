@@ -128,6 +128,21 @@ impl Nats {
         eventually("JetStream to answer", async || jetstream.query_account().await.ok()).await;
     }
 
+    /// Stops the server's clock, as it were: it holds its connections and answers nothing.
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a paused server go on.
+    pub(crate) fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.server.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
     /// Kills the server, as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
