@@ -30,8 +30,8 @@ WORKDIR /build
 # Dependencies change rarely and take most of the time, so they are built before the sources come in.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
-    && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs \
+    && printf '//! Only the dependencies.\nfn main() {}\n' > src/main.rs \
+    && echo '//! Only the dependencies.' > src/lib.rs \
     && cargo build --release --locked --bin hookbridge \
     && rm -r src
 COPY . .
