@@ -4,7 +4,7 @@ use hookbridge::app::Roles;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Hookbridge, Nats, Receiver, Reply, within};
+use crate::harness::{Configuration, Hookbridge, Nats, Receiver, Reply, within};
 
 fn crm(receiver: &Receiver, egress: &str) -> String {
     format!("[endpoints.crm]\nurl = \"{}\"\nsignatures = []\n[egress]\n{egress}", receiver.url("/"))
@@ -129,5 +129,46 @@ async fn a_stopping_gateway_answers_what_it_has_begun_and_takes_nothing_new() {
     within("an answer", stream.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
     within("the gateway to stop", stopped).await.unwrap().unwrap();
+    assert_eq!(nats.count("EVENTS").await, 1);
+}
+
+#[tokio::test]
+async fn a_courier_killed_in_mid_attempt_is_followed_by_one_that_makes_the_delivery() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Hang]).await);
+    let text = crm(&receiver, "timeout = \"20s\"");
+    let courier = Configuration::new(&text).serve(&nats);
+    courier.ready().await;
+    nats.publish("outbox.a", &TO_CRM, "x").await;
+    receiver.next().await;
+    courier.signal("KILL").await;
+    courier.ended().await;
+    // What it held is offered again when its ack wait ends; asking for it now saves the wait.
+    let outbox = nats.jetstream().get_stream("OUTBOX").await.unwrap();
+    outbox.delete_consumer("courier").await.unwrap();
+
+    let _courier = Configuration::new(&text).serve(&nats);
+    let delivered = receiver.next().await;
+    assert_eq!((delivered.header("webhook-id"), &delivered.body[..]), ("m-1", &b"x"[..]));
+    nats.message("RECEIPTS", "receipts.a.delivered.m-1").await;
+}
+
+#[tokio::test]
+async fn a_gateway_killed_in_mid_request_is_followed_by_one_that_takes_the_repeat() {
+    let nats = Nats::start().await;
+    let text = "[sources.open]\nverify = \"none\"\nid = \"header:x-id\"";
+    let gateway = Configuration::new(text).serve(&nats);
+    gateway.ready().await;
+    let address = gateway.gateway().await.replace("http://", "");
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(b"POST /hooks/open HTTP/1.1\r\nhost: x\r\nx-id: 1\r\ncontent-length: 4\r\n\r\nbo").await.unwrap();
+    gateway.signal("KILL").await;
+    gateway.ended().await;
+    let mut answer = String::new();
+    drop(within("the connection to end", stream.read_to_string(&mut answer)).await);
+    assert_eq!(answer, "", "nothing was promised");
+
+    let hookbridge = Hookbridge::start(&nats, text).await;
+    let repeat = hookbridge.post("/hooks/open", &[("x-id", "1")], "body").await;
+    assert_eq!(repeat.assert_status(202).json()["duplicate"], false);
     assert_eq!(nats.count("EVENTS").await, 1);
 }
