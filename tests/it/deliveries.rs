@@ -100,8 +100,8 @@ async fn a_failure_is_retried_by_the_schedule_with_the_same_id_and_a_new_signatu
     }
     assert_ne!(first.header("webhook-timestamp"), second.header("webhook-timestamp"));
     let retrying = nats.messages("RECEIPTS", "receipts.a.retrying.m-1", 2).await;
-    assert_eq!(retrying[0].json()["error"], "status");
-    assert_eq!(retrying[1].json()["error"], "protocol");
+    assert_eq!(retrying[0].json()["error_class"], "status");
+    assert_eq!(retrying[1].json()["error_class"], "protocol");
     assert!(retrying[0].json()["next_attempt_at"].is_string());
     assert_eq!(receipt(&nats, "delivered").await["attempt"], 3);
 }
@@ -161,7 +161,7 @@ async fn a_receiver_that_hangs_closes_or_talks_nonsense_costs_an_attempt_and_no_
         nats.publish("outbox.a", &TO_CRM, "x").await;
         receiver.next().await;
         let retrying = receipt(&nats, "retrying").await;
-        assert_eq!(retrying["error"], error, "{reply:?}: {retrying}");
+        assert_eq!(retrying["error_class"], error, "{reply:?}: {retrying}");
         assert_eq!(receipt(&nats, "delivered").await["attempt"], 2);
     }
 }
@@ -195,7 +195,7 @@ async fn an_endpoint_that_is_not_there_or_not_resolved_is_tried_again() {
     for (endpoint, expected) in [("closed", "connect"), ("unknown", "dns"), ("no-tls", "tls")] {
         nats.publish("outbox.a", &[("Hookbridge-Endpoint", endpoint), ("Nats-Msg-Id", endpoint)], "x").await;
         let receipt = nats.message("RECEIPTS", &format!("receipts.a.dead.{endpoint}")).await.json();
-        assert_eq!((receipt["error"].as_str(), receipt["reason"].as_str()), (Some(expected), Some("exhausted")));
+        assert_eq!((receipt["error_class"].as_str(), receipt["reason"].as_str()), (Some(expected), Some("exhausted")));
     }
 }
 
