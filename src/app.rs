@@ -14,7 +14,7 @@ use crate::config::{self, Config};
 use crate::egress::{self, Courier, Destinations};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener, Observer};
-use crate::secret::{KeyRing, Reload};
+use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::RequestLabels;
 use crate::{admin, ingress};
@@ -84,9 +84,7 @@ impl App {
 
         let admin = Listener::bind(config.admin.listen, admin_limits()).await.context("admin.listen")?;
         let admin_address = admin.address()?;
-        let token = config.admin.token.clone();
-        let token =
-            token.map(|token| KeyRing::load(vec![token], |secret| Ok(secret.clone()))).transpose()?.map(Arc::new);
+        let token = admin_token(config)?;
         secrets.extend(token.clone().map(|token| token as Arc<dyn Reload>));
 
         let mut gateway = None;
@@ -115,7 +113,7 @@ impl App {
         if roles != Roles::Gateway {
             let destinations = Destinations::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
             secrets.extend(destinations.secrets());
-            let post = Post {
+            let runner = CourierRunner {
                 config: config.clone(),
                 plan: plan.burying(egress::bury_unreadable),
                 destinations: Arc::new(destinations),
@@ -125,7 +123,7 @@ impl App {
             };
             let (failed, stop, last) = (failed.clone(), lifecycle.draining(), last.clone());
             lifecycle.spawn(async move {
-                if let Err(error) = post.run(stop, last).await {
+                if let Err(error) = runner.run(stop, last).await {
                     fail(&failed, error);
                 }
             });
@@ -211,7 +209,7 @@ fn fail(failed: &Failure, error: anyhow::Error) {
 }
 
 /// The outbound role over as many NATS clients as it takes: one that an agent's message broke is replaced.
-struct Post {
+struct CourierRunner {
     config: Config,
     plan: Plan,
     destinations: Arc<Destinations>,
@@ -220,7 +218,7 @@ struct Post {
     links: Links,
 }
 
-impl Post {
+impl CourierRunner {
     async fn run(self, stop: CancellationToken, last: CancellationToken) -> anyhow::Result<()> {
         while !stop.is_cancelled() {
             let (broker, supervisor) =
@@ -254,6 +252,11 @@ fn observer(metrics: &Metrics) -> Observer {
         connections.inc_by(change);
     };
     Observer { connections: Arc::new(connections), answered: Arc::new(answered) }
+}
+
+fn admin_token(config: &Config) -> Result<Option<Arc<KeyRing<Secret>>>, KeyError> {
+    let load = |token: &SecretRef| KeyRing::load(vec![token.clone()], |secret| Ok(secret.clone())).map(Arc::new);
+    config.admin.token.as_ref().map(load).transpose()
 }
 
 fn admin_limits() -> listener::Limits {

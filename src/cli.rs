@@ -88,9 +88,13 @@ impl Common {
 
     /// The configuration for a command that only needs NATS: without a file, the defaults do.
     fn load_or_default(&self) -> Result<Config, Usage> {
-        let default_is_there = PathBuf::from(config::DEFAULT_FILE).is_file();
-        let builtin = (self.files.is_empty() && !default_is_there).then_some(("defaults", ""));
-        Ok(config::load(&self.layers(builtin))?)
+        self.load_or(("defaults", ""))
+    }
+
+    /// The configuration, or a built-in one where no file is named and the default one is not there.
+    fn load_or(&self, builtin: (&'static str, &'static str)) -> Result<Config, Usage> {
+        let none_there = self.files.is_empty() && !PathBuf::from(config::DEFAULT_FILE).is_file();
+        Ok(config::load(&self.layers(none_there.then_some(builtin)))?)
     }
 }
 

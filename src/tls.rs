@@ -1,6 +1,19 @@
 //! TLS for outgoing connections: the system's certificate authorities.
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
+
+/// An HTTP client for servers that the operator names: a collector, the operator's own gateway. What agents ask
+/// for goes through the address guard instead.
+pub(crate) fn http_client() -> Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>, rustls::Error> {
+    let connector = HttpsConnectorBuilder::new().with_tls_config(client()?).https_or_http().enable_http1().build();
+    Ok(Client::builder(TokioExecutor::new()).build(connector))
+}
 
 /// The client's TLS settings.
 ///

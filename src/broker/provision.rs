@@ -259,29 +259,40 @@ fn compare_streams(wanted: &StreamConfig, found: &StreamConfig, kind: StreamKind
             grave.push(detail);
         }
     };
-    let (is, not) = (found, wanted);
-    must(is.subjects == not.subjects, format!("subjects are {:?}, not {:?}", is.subjects, not.subjects));
-    must(is.retention == not.retention, format!("retention is {:?}, not {:?}", is.retention, not.retention));
-    must(is.storage == not.storage, format!("storage is {:?}, not {:?}", is.storage, not.storage));
-    must(is.mirror.is_none() && is.sources.is_none(), "it is a mirror or has sources".to_owned());
-    must(!is.sealed && !is.no_ack, "it is sealed or confirms nothing".to_owned());
-    must(is.max_message_size <= 0, format!("max_msg_size is {}, not unlimited", is.max_message_size));
-    must(is.max_messages_per_subject <= 0, format!("max_msgs_per_subject is {}", is.max_messages_per_subject));
-    must(is.subject_transform.is_none(), "it transforms subjects".to_owned());
-    must(is.allow_direct, "it does not allow direct gets".to_owned());
+    must(found.subjects == wanted.subjects, format!("subjects are {:?}, not {:?}", found.subjects, wanted.subjects));
+    must(
+        found.retention == wanted.retention,
+        format!("retention is {:?}, not {:?}", found.retention, wanted.retention),
+    );
+    must(found.storage == wanted.storage, format!("storage is {:?}, not {:?}", found.storage, wanted.storage));
+    must(found.mirror.is_none() && found.sources.is_none(), "it is a mirror or has sources".to_owned());
+    must(!found.sealed && !found.no_ack, "it is sealed or confirms nothing".to_owned());
+    must(found.max_message_size <= 0, format!("max_msg_size is {}, not unlimited", found.max_message_size));
+    must(found.max_messages_per_subject <= 0, format!("max_msgs_per_subject is {}", found.max_messages_per_subject));
+    must(found.subject_transform.is_none(), "it transforms subjects".to_owned());
+    must(found.allow_direct, "it does not allow direct gets".to_owned());
     if kind == StreamKind::Retry {
-        must(is.allow_message_schedules, "it does not allow message schedules".to_owned());
-        must(is.max_age.is_zero(), format!("max_age is {:?}; a later schedule would vanish silently", is.max_age));
-        must(is.max_messages <= 0, format!("max_msgs is {}; a waiting delivery would be dropped", is.max_messages));
+        must(found.allow_message_schedules, "it does not allow message schedules".to_owned());
+        must(
+            found.max_age.is_zero(),
+            format!("max_age is {:?}; a later schedule would vanish silently", found.max_age),
+        );
+        must(
+            found.max_messages <= 0,
+            format!("max_msgs is {}; a waiting delivery would be dropped", found.max_messages),
+        );
     }
-    if matches!(kind, StreamKind::Events | StreamKind::Outbox) && is.max_bytes > 0 {
-        must(is.discard == DiscardPolicy::New, "it drops its oldest messages when full instead of refusing".to_owned());
+    if matches!(kind, StreamKind::Events | StreamKind::Outbox) && found.max_bytes > 0 {
+        must(
+            found.discard == DiscardPolicy::New,
+            "it drops its oldest messages when full instead of refusing".to_owned(),
+        );
     }
-    let mut limit = |name: &str, found: Option<u128>, wanted: Option<u128>, show: fn(u128) -> String| {
+    let mut limit = |name: &str, kept: Option<u128>, asked: Option<u128>, show: fn(u128) -> String| {
         let shown = |limit: Option<u128>| limit.map_or("unlimited".to_owned(), show);
-        let text = format!("{name} is {}, not {}", shown(found), shown(wanted));
+        let text = format!("{name} is {}, not {}", shown(kept), shown(asked));
         // No limit is the most that can be kept.
-        match found.unwrap_or(u128::MAX).cmp(&wanted.unwrap_or(u128::MAX)) {
+        match kept.unwrap_or(u128::MAX).cmp(&asked.unwrap_or(u128::MAX)) {
             std::cmp::Ordering::Less => grave.push(text),
             std::cmp::Ordering::Greater => mild.push(text),
             std::cmp::Ordering::Equal => {}
@@ -289,11 +300,13 @@ fn compare_streams(wanted: &StreamConfig, found: &StreamConfig, kind: StreamKind
     };
     let span = |span: Duration| (!span.is_zero()).then_some(span.as_nanos());
     let count = |count: i64| u128::try_from(count).ok().filter(|count| *count > 0);
-    limit("max_age", span(is.max_age), span(not.max_age), show_span);
-    limit("max_bytes", count(is.max_bytes), count(not.max_bytes), |bytes| bytes.to_string());
-    limit("max_msgs", count(is.max_messages), count(not.max_messages), |messages| messages.to_string());
-    limit("duplicate_window", span(is.duplicate_window), span(not.duplicate_window), show_span);
-    limit("replicas", Some(is.num_replicas as u128), Some(not.num_replicas as u128), |replicas| replicas.to_string());
+    limit("max_age", span(found.max_age), span(wanted.max_age), show_span);
+    limit("max_bytes", count(found.max_bytes), count(wanted.max_bytes), |bytes| bytes.to_string());
+    limit("max_msgs", count(found.max_messages), count(wanted.max_messages), |messages| messages.to_string());
+    limit("duplicate_window", span(found.duplicate_window), span(wanted.duplicate_window), show_span);
+    limit("replicas", Some(found.num_replicas as u128), Some(wanted.num_replicas as u128), |replicas| {
+        replicas.to_string()
+    });
     (grave, mild)
 }
 

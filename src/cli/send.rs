@@ -9,8 +9,6 @@ use clap::Args;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use url::Url;
 
 use super::{Common, Usage, say};
@@ -62,11 +60,8 @@ pub(super) struct Answer {
 
 /// Posts a signed webhook and prints the answer. Fails unless it is a 2xx.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = match arguments.common.files.is_empty() && !PathBuf::from(crate::config::DEFAULT_FILE).is_file() {
-        // As in `dev`, so that the first try needs no file.
-        true => crate::config::load(&arguments.common.layers(Some(super::dev::BUILTIN))).map_err(Usage::from)?,
-        false => arguments.common.load()?,
-    };
+    // As in `dev`, so that the first try needs no file.
+    let config = arguments.common.load_or(super::dev::BUILTIN)?;
     let name: Name = arguments.source.parse().map_err(|error| Usage::Other(format!("{error}")))?;
     let Some(source) = config.sources.get(&name) else {
         let known: Vec<_> = config.sources.keys().map(Name::as_str).collect();
@@ -158,12 +153,7 @@ fn sign(
 
 /// One request to a server of the operator's own; the address guard is for what agents ask for.
 pub(super) async fn exchange(request: Request<Bytes>, patience: Duration) -> anyhow::Result<Answer> {
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(crate::tls::client()?)
-        .https_or_http()
-        .enable_http1()
-        .build();
-    let client = Client::builder(TokioExecutor::new()).build(connector);
+    let client = crate::tls::http_client()?;
     let answer = async {
         let (parts, body) = client.request(request.map(Full::new)).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| anyhow::anyhow!(error))?;

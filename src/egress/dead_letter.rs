@@ -1,9 +1,12 @@
 //! Dead letters: everything that is needed to look into a delivery, and to send it again.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 
 use super::intake::Original;
 use super::reason::{Refusal, printable};
+use super::receipt::{Receipt, Status};
 use crate::broker::Outgoing;
 use crate::event::headers::Headers;
 
@@ -25,7 +28,27 @@ pub(super) struct DeadLetter<'a> {
     pub(super) sequence: u64,
 }
 
-impl DeadLetter<'_> {
+impl<'a> DeadLetter<'a> {
+    /// The receipt of a delivery that was given up without an attempt; one that was attempted adds how.
+    pub(super) fn receipt(&self, at: SystemTime) -> Receipt<'a> {
+        Receipt {
+            agent: self.agent,
+            message_id: self.message_id,
+            delivery_id: self.delivery_id,
+            destination: self.destination,
+            status: Status::Dead,
+            attempt: self.attempt,
+            http_status: None,
+            failure: None,
+            reason: Some(self.refusal.reason),
+            detail: Some(self.refusal.detail.clone()),
+            duration: None,
+            next_attempt: None,
+            at,
+            sequence: self.sequence,
+        }
+    }
+
     /// The message `dead.<agent>.<delivery id>`: the original body, everything else in headers.
     pub(super) fn message(&self, max_payload: usize) -> Outgoing {
         let mut headers = Headers::default();

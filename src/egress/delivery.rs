@@ -188,20 +188,10 @@ impl Worker {
             }
         }
         let receipt = Receipt {
-            agent: letter.agent,
-            message_id: letter.message_id,
-            delivery_id: letter.delivery_id,
-            destination: letter.destination,
-            status: Status::Dead,
-            attempt: letter.attempt,
             http_status: attempted.and_then(|(outcome, _)| outcome.status()),
             failure: attempted.and_then(|(outcome, _)| outcome.failure()),
-            reason: Some(letter.refusal.reason),
-            detail: Some(letter.refusal.detail.clone()),
             duration: attempted.map(|(_, took)| took),
-            next_attempt: None,
-            at: self.clock.now(),
-            sequence: letter.sequence,
+            ..letter.receipt(self.clock.now())
         };
         self.ledger.receipt(&receipt, trace).await;
         let labels = DeadLabels { destination: metric_name.to_owned(), reason: letter.refusal.reason.as_str() };

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 use super::dead_letter::DeadLetter;
 use super::intake::Original;
 use super::reason::{Reason, Refusal};
-use super::receipt::{Receipt, Status};
 use crate::broker::{Outgoing, Unreadable};
 use crate::config::StreamKind;
 use crate::event::headers::Headers;
@@ -37,21 +36,5 @@ pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> V
         original: Some(&original),
         sequence: found.sequence,
     };
-    let receipt = Receipt {
-        agent,
-        message_id: &id,
-        delivery_id: &id,
-        destination: "",
-        status: Status::Dead,
-        attempt: 0,
-        http_status: None,
-        failure: None,
-        reason: Some(refusal.reason),
-        detail: Some(refusal.detail.clone()),
-        duration: None,
-        next_attempt: None,
-        at: now,
-        sequence: found.sequence,
-    };
-    vec![letter.message(max_payload), receipt.message(None)]
+    vec![letter.message(max_payload), letter.receipt(now).message(None)]
 }
