@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use admin::Admin;
 pub use agents::Agent;
-pub use callbacks::{AllowedUrl, Callbacks};
+pub use callbacks::Callbacks;
 pub use clients::Client;
 pub use egress::Egress;
 pub use endpoints::{AgentPattern, Endpoint, SignatureForm};

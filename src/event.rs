@@ -10,7 +10,9 @@ pub mod name;
 pub mod place;
 pub mod subject;
 pub mod trace;
+pub mod url_prefix;
 
 pub use headers::Headers;
 pub use name::Name;
 pub use place::Place;
+pub use url_prefix::UrlPrefix;

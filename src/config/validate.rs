@@ -7,8 +7,8 @@ use http::{HeaderName, HeaderValue};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{AllowedUrl, Config, Endpoint, SignatureForm, Source, StreamKind, Verify};
-use crate::event::subject;
+use super::{Config, Endpoint, SignatureForm, Source, StreamKind, Verify};
+use crate::event::{UrlPrefix, subject};
 use crate::secret::{KeyRing, SecretRef};
 use crate::signature::{Scheme, preset};
 
@@ -373,7 +373,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
     if !config.clients.is_empty() {
         warnings.push("clients: tasks are not served by this version; the tables have no effect".to_owned());
     }
-    if config.callbacks.allow.iter().any(AllowedUrl::is_any) {
+    if config.callbacks.allow.iter().any(UrlPrefix::is_any) {
         warnings.push("callbacks.allow: \"*\" lets an agent send to any public address".to_owned());
     }
     warnings

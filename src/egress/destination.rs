@@ -6,8 +6,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use url::Url;
 
-use crate::config::{self, AgentPattern, AllowedUrl, Config, SignatureForm};
-use crate::event::{Name, id};
+use crate::config::{self, AgentPattern, Config, SignatureForm};
+use crate::event::{Name, UrlPrefix, id};
 use crate::secret::{KeyError, KeyRing, Reload, SecretRef};
 use crate::signature::{Key, Scheme};
 
@@ -29,7 +29,7 @@ pub(super) struct Endpoint {
 
 /// The policy for URLs that come with a message.
 pub(super) struct Callbacks {
-    pub(super) allow: Vec<AllowedUrl>,
+    pub(super) allow: Vec<UrlPrefix>,
     pub(super) agents: Vec<AgentPattern>,
     pub(super) signer: Signer,
 }
