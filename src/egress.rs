@@ -10,7 +10,6 @@ mod dead_letter;
 mod delivery;
 mod destination;
 mod endpoint_state;
-mod guard;
 mod held;
 mod intake;
 mod ledger;

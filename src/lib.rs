@@ -20,6 +20,7 @@ pub mod event;
 mod ingress;
 mod lifecycle;
 mod listener;
+mod outbound;
 pub mod secret;
 pub mod signature;
 mod telemetry;

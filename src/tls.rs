@@ -8,8 +8,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
 
-/// An HTTP client for servers that the operator names: a collector, the operator's own gateway. What agents ask
-/// for goes through the address guard instead.
+/// An HTTP client for servers that the operator names: a collector, the operator's own gateway. What agents
+/// and senders ask for goes through the address guard of [`crate::outbound`] instead.
 pub(crate) fn http_client() -> Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>, rustls::Error> {
     let connector = HttpsConnectorBuilder::new().with_tls_config(client()?).https_or_http().enable_http1().build();
     Ok(Client::builder(TokioExecutor::new()).build(connector))

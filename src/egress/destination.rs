@@ -8,6 +8,7 @@ use url::Url;
 
 use crate::config::{self, AgentPattern, Config, SignatureForm};
 use crate::event::{Name, UrlPrefix, id};
+use crate::outbound::{public_url, request_target};
 use crate::secret::{KeyError, KeyRing, Reload, SecretRef};
 use crate::signature::{Key, Scheme};
 
@@ -129,25 +130,8 @@ impl Destination {
 
     /// The request target, without fragment and userinfo.
     pub(super) fn uri(&self) -> Option<Uri> {
-        let url = self.url();
-        let mut plain = url.clone();
-        plain.set_fragment(None);
-        // Both fail only for URLs without a host, which http and https URLs have.
-        plain.set_username("").ok()?;
-        plain.set_password(None).ok()?;
-        plain.as_str().parse().ok()
+        request_target(self.url())
     }
-}
-
-/// A URL without query and userinfo, which may hold secrets.
-pub(super) fn public_url(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.set_fragment(None);
-    if url.set_username("").is_err() || url.set_password(None).is_err() {
-        return url.scheme().to_owned();
-    }
-    url.to_string()
 }
 
 impl Signer {

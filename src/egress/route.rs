@@ -1,11 +1,11 @@
 //! Who gets a message. Pure: the same message and configuration give the same routes, at any time.
 
-use super::destination::{Destination, Destinations, public_url};
-use super::guard::Guard;
+use super::destination::{Destination, Destinations};
 use super::intake::{Message, Target};
 use super::reason::{Reason, Refusal};
 use crate::config::{AgentPattern, nearest};
 use crate::event::{id, subject};
+use crate::outbound::{Guard, public_url};
 
 /// One delivery of a message: its id, and where it goes or why it cannot.
 pub(super) struct Route {

@@ -1,47 +1,34 @@
 //! One HTTP request, and what came of it.
 //!
-//! All deliveries share one client, so that connections are reused. It follows no redirect and asks the
-//! environment for no proxy; every name it resolves goes through the address guard.
+//! All deliveries share one client, so that connections are reused; it is the one behind the address guard.
 
-use std::error::Error;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
-use tower_service::Service;
 
 use super::destination::Destination;
-use super::guard::{Guard, Guarded, ResolveError};
 use super::intake::Message;
 use super::reason::Failure;
 use super::retry::{Outcome, parse_retry_after};
 use crate::clock::{Clock, unix_seconds};
 use crate::event::trace;
+use crate::outbound::{AGENT, Cause, Client, Guard};
 
 /// The most bytes of an answer's body that are read; enough to drain a usual one and keep its connection.
 const MAX_ANSWER: usize = 64 * 1024;
-/// How long an unused connection is kept. Short, so that a changed address is noticed.
-const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("hookbridge/", env!("CARGO_PKG_VERSION")));
 
 /// The HTTP client of all deliveries.
 #[derive(Clone)]
 pub(super) struct Sender {
-    client: Client<Hurried<HttpsConnector<HttpConnector<Guarded>>>, Full<Bytes>>,
+    client: Client,
     guard: Guard,
     timeout: Duration,
     clock: Clock,
@@ -56,21 +43,7 @@ impl Sender {
         concurrency: usize,
         clock: Clock,
     ) -> Result<Self, rustls::Error> {
-        let mut http = HttpConnector::new_with_resolver(Guarded(guard.clone()));
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(timeout));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(crate::tls::client()?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_CONNECTION)
-            .pool_max_idle_per_host(concurrency)
-            .http1_max_buf_size(MAX_ANSWER)
-            .build(Hurried { connector, timeout });
+        let client = Client::new(&guard, timeout, concurrency)?;
         Ok(Self { client, guard, timeout, clock })
     }
 
@@ -91,7 +64,7 @@ impl Sender {
         let deadline = Instant::now() + self.timeout;
         let answer = match tokio::time::timeout_at(deadline, self.client.request(request)).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return classify(&error),
+            Ok(Err(cause)) => return unanswered(cause),
             Err(_) => {
                 let detail = format!("no answer within {}", humantime::format_duration(self.timeout));
                 return Outcome::Failed { failure: Failure::Timeout, detail };
@@ -165,60 +138,14 @@ fn outcome(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Outcome 
     }
 }
 
-/// Sorts the client's error by its causes, innermost facts first.
-fn classify(error: &hyper_util::client::legacy::Error) -> Outcome {
-    let mut failure = if error.is_connect() { Failure::Connect } else { Failure::Protocol };
-    let mut innermost = error.to_string();
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        innermost = current.to_string();
-        match current.downcast_ref::<ResolveError>() {
-            Some(ResolveError::Blocked(blocked)) => return Outcome::Forbidden { detail: blocked.to_string() },
-            Some(dns @ ResolveError::Dns(_)) => {
-                return Outcome::Failed { failure: Failure::Dns, detail: dns.to_string() };
-            }
-            None => {}
-        }
-        if let Some(tls) = tls_error(current) {
-            failure = Failure::Tls;
-            innermost = tls.to_string();
-            break;
-        }
-        cause = current.source();
-    }
-    Outcome::Failed { failure, detail: innermost }
-}
-
-/// A TLS error hides inside I/O errors, whose `source` skips it.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-        Some(inside) => tls_error(inside),
-        None => error.downcast_ref(),
-    }
-}
-
-/// A connector that is given up when it takes too long, TLS included: the client may go on connecting in the
-/// background after the attempt that asked for it has ended.
-#[derive(Clone)]
-struct Hurried<C> {
-    connector: C,
-    timeout: Duration,
-}
-
-impl<C> Service<Uri> for Hurried<C>
-where
-    C: Service<Uri, Error: Into<Box<dyn Error + Send + Sync>>, Future: Send + 'static>,
-{
-    type Response = C::Response;
-    type Error = Box<dyn Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<C::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.connector.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = tokio::time::timeout(self.timeout, self.connector.call(uri));
-        Box::pin(async move { connecting.await?.map_err(Into::into) })
-    }
+/// What it means that there was no answer at all.
+fn unanswered(cause: Cause) -> Outcome {
+    let (failure, detail) = match cause {
+        Cause::Blocked(blocked) => return Outcome::Forbidden { detail: blocked.to_string() },
+        Cause::Dns(detail) => (Failure::Dns, detail),
+        Cause::Connect(detail) => (Failure::Connect, detail),
+        Cause::Tls(detail) => (Failure::Tls, detail),
+        Cause::Protocol(detail) => (Failure::Protocol, detail),
+    };
+    Outcome::Failed { failure, detail }
 }

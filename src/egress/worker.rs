@@ -9,7 +9,6 @@ use tokio::sync::Notify;
 use super::dead_letter::DeadLetter;
 use super::destination::Destinations;
 use super::endpoint_state::EndpointStates;
-use super::guard::Guard;
 use super::held::Held;
 use super::intake::{self, Message, Original};
 use super::ledger::{Known, Ledger};
@@ -22,6 +21,7 @@ use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
 use crate::config::{Config, StreamKind};
 use crate::event::id;
+use crate::outbound::Guard;
 use crate::telemetry::Metrics;
 
 /// Everything that a delivery needs.

@@ -1,4 +1,4 @@
-//! The address guard: which URLs and addresses a delivery may reach.
+//! The address guard: which URLs and addresses may be reached.
 //!
 //! A URL is checked before anything else; its host is resolved once per connection by [`Guarded`], which
 //! refuses the whole answer if any address in it is not allowed, and the connection is made to an address of
@@ -27,7 +27,7 @@ pub(crate) struct Guard {
 
 /// Something that must not be reached.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Blocked {
+pub(crate) enum Blocked {
     #[error("scheme `{0}` is not allowed: use https, or set egress.allow_http for http")]
     Scheme(String),
     #[error("the URL has no host")]
@@ -43,7 +43,7 @@ impl Guard {
     }
 
     /// Checks what can be seen of a URL without resolving its host.
-    pub(super) fn check_url(&self, url: &Url) -> Result<(), Blocked> {
+    pub(crate) fn check_url(&self, url: &Url) -> Result<(), Blocked> {
         match url.scheme() {
             "https" => {}
             "http" if self.allow_http => {}
