@@ -1,13 +1,20 @@
-//! Out to addresses that somebody else chose: the address guard, and the HTTP client behind it.
+//! Out to addresses that somebody else chose: the address guard, the HTTP client behind it, and the
+//! documents that are fetched with it.
 //!
 //! Agents name the URLs of deliveries, senders those of certificates and confirmations; neither may make
 //! Hookbridge talk to its own network. Both roles go out through here, so there is one guard to get right.
-//! What the operator names, a collector or the gateway of `hookbridge send`, goes through [`crate::tls`] instead.
+//! Only the operator's own servers, a collector or the gateway of `hookbridge send`, are reached without it.
 
 mod client;
+#[cfg_attr(not(test), expect(dead_code, reason = "no source names a URL yet"))]
+mod fetch;
 mod guard;
+#[cfg(test)]
+mod loopback;
 mod target;
 
 pub(crate) use client::{AGENT, Cause, Client};
+#[expect(unused_imports, reason = "no source names a URL yet")]
+pub(crate) use fetch::{FETCH_TIMEOUT, FetchError, Fetcher};
 pub(crate) use guard::Guard;
 pub(crate) use target::{public_url, request_target};
