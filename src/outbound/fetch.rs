@@ -49,6 +49,12 @@ pub(crate) enum FetchError {
     Status { url: String, status: u16 },
     #[error("{url} answered more than {MAX_ANSWER} bytes")]
     TooLarge { url: String },
+    /// The cache's word: there was an answer, and it is not what was expected there.
+    #[error("{url} answered something else than expected: {reason}")]
+    Unusable { url: String, reason: String },
+    /// The cache's word: this fetch was not made.
+    #[error("{url} was not fetched: too many fetches are under way")]
+    Busy { url: String },
 }
 
 impl Fetcher {
@@ -70,13 +76,18 @@ impl Fetcher {
     }
 
     /// The request target of a URL that may be asked for, as far as that can be said without asking anybody.
-    fn check(&self, url: &Url) -> Result<Uri, FetchError> {
+    pub(super) fn check(&self, url: &Url) -> Result<Uri, FetchError> {
         let unwritable = || FetchError::Unwritable { url: name(url) };
         if url.as_str().len() > MAX_URL {
             return Err(unwritable());
         }
         self.guard.check_url(url).map_err(|reason| FetchError::Blocked { url: name(url), reason })?;
         request_target(url).ok_or_else(unwritable)
+    }
+
+    /// The longest that [`Fetcher::get`] takes.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     async fn fetch(&self, url: &Url, target: Uri) -> Result<Bytes, FetchError> {
@@ -110,7 +121,7 @@ fn unanswered(url: &Url, cause: Cause) -> FetchError {
 }
 
 /// What messages call a URL.
-fn name(url: &Url) -> String {
+pub(super) fn name(url: &Url) -> String {
     public_url(url).chars().take(MAX_NAME).collect()
 }
 
