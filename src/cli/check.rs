@@ -59,7 +59,11 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
 
 fn roles(config: &Config) {
     say(&format!("NATS      {}, replicas {}", config.nats.url.public().join(", "), config.nats.replicas));
-    say(&format!("gateway   {}, bodies up to {}", config.gateway.listen, size(config.gateway.max_body.as_u64())));
+    let gateway = &config.gateway;
+    say(&format!("gateway   {}, bodies up to {}", gateway.listen, size(gateway.max_body.as_u64())));
+    let rate = gateway.peer_rate.map_or("none".to_owned(), |rate| rate.to_string());
+    let proxies = if gateway.trusted_proxies.is_empty() { "none".to_owned() } else { list(&gateway.trusted_proxies) };
+    say(&format!("          peer rate {rate}; trusted proxies {proxies}"));
     say(&format!("admin     {}", config.admin.listen));
 }
 
@@ -79,7 +83,19 @@ fn sources(config: &Config) {
         let secrets = count(source.secrets.len(), "secret");
         say(&format!("  POST {base}/hooks/{name}{token} -> {}", names.subject(&format!("events.{name}.<type>"))));
         say(&format!("    {proof}, {secrets}, delivery id {id}"));
+        if let Some(limits) = source_limits(source) {
+            say(&format!("    {limits}"));
+        }
     }
+}
+
+/// The limits that a source has, if it has any.
+fn source_limits(source: &config::Source) -> Option<String> {
+    let networks = (!source.networks.is_empty()).then(|| format!("networks {}", list(&source.networks)));
+    let rate = source.rate.map(|rate| format!("rate {rate}"));
+    let places = source.max_concurrent.map(|most| format!("{most} at once"));
+    let limits: Vec<String> = [networks, rate, places].into_iter().flatten().collect();
+    (!limits.is_empty()).then(|| limits.join("; "))
 }
 
 fn agents(config: &Config) {
@@ -111,8 +127,7 @@ fn destinations(config: &Config) {
 }
 
 fn allowed(config: &Config) -> String {
-    let prefixes: Vec<String> = config.callbacks.allow.iter().map(ToString::to_string).collect();
-    format!("{}; agents {}", prefixes.join(", "), agent_list(&config.callbacks.agents))
+    format!("{}; agents {}", list(&config.callbacks.allow), agent_list(&config.callbacks.agents))
 }
 
 fn agent_list(agents: &[AgentPattern]) -> String {
@@ -204,6 +219,10 @@ async fn differences(config: &Config, visitor: &Visitor) -> bool {
             false
         }
     }
+}
+
+fn list(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn size(bytes: u64) -> String {

@@ -1,11 +1,20 @@
 //! `[gateway]`
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
+
+use super::rate::{Rate, rate_or_none};
+
+/// What an address may send a second that proves nothing, unless the operator says otherwise.
+const PEER_RATE: NonZeroU32 = NonZeroU32::new(50).unwrap();
+/// And how much of it at once.
+const PEER_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
 
 /// Webhooks coming in.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,6 +43,21 @@ pub struct Gateway {
     /// impatient provider waits (3 s).
     #[serde(with = "humantime_serde")]
     pub publish_timeout: Duration,
+    /// The networks of your own reverse proxies, for example `["10.0.0.0/8"]`. A request that comes from one of
+    /// them was sent by the right-most address in `X-Forwarded-For` that is in none of them; everybody else's
+    /// `X-Forwarded-For` is ignored. List only proxies that add the address they see to that header.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How many requests that prove nothing one address may send: a signature that is missing or wrong, no such
+    /// source, a network, method, size or encoding that is not taken, a body that is too slow or breaks off. From
+    /// an address that is over it everything is answered 429 before a signature is checked, genuine or not. But
+    /// genuine requests are never charged, so a provider with addresses of its own meets no limit here. An IPv6
+    /// address counts by its /64. `"none"` turns it off.
+    ///
+    /// Private, shared (100.64.0.0/10), loopback and link-local addresses are exempt: behind a reverse proxy that
+    /// is not in `trusted_proxies` everybody has the proxy's address, and one stranger would shut out all others.
+    /// So list your proxies, or nobody behind them is limited.
+    #[serde(deserialize_with = "rate_or_none")]
+    pub peer_rate: Option<Rate>,
     /// The URL under which senders reach this gateway; printed by `check`.
     pub public_url: Option<Url>,
 }
@@ -50,6 +74,8 @@ impl Default for Gateway {
             body_timeout: Duration::from_secs(20),
             request_timeout: Duration::from_secs(30),
             publish_timeout: Duration::from_millis(2500),
+            trusted_proxies: Vec::new(),
+            peer_rate: Some(Rate::per_second(PEER_RATE, PEER_BURST)),
             public_url: None,
         }
     }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use http::HeaderName;
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 
+use super::rate::{Rate, rate_or_none};
 use crate::event::Place;
 use crate::secret::SecretRef;
 use crate::signature::{Preset, Scheme, preset};
@@ -38,6 +40,18 @@ pub struct Source {
     /// Request headers that agents see, as `http-<name>`.
     #[serde(default, deserialize_with = "header_names")]
     pub headers: Vec<HeaderName>,
+    /// The networks that may send to this source at all; everybody else is answered 403. Empty means everybody.
+    /// Behind a reverse proxy, list that one in `gateway.trusted_proxies`: without it every request seems to come
+    /// from the proxy.
+    #[serde(default)]
+    pub networks: Vec<IpNet>,
+    /// How many genuine requests are taken. What is over it is answered 429 and not stored. Charged only after
+    /// verification, so a stranger cannot use it up.
+    #[serde(default, deserialize_with = "rate_or_none")]
+    pub rate: Option<Rate>,
+    /// Genuine requests handled at once, from verification to answer. One more is answered 429.
+    #[serde(default)]
+    pub max_concurrent: Option<usize>,
 }
 
 /// How a source's requests prove themselves.

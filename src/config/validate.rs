@@ -214,6 +214,9 @@ fn source(name: &str, source: &Source, findings: &mut Findings) {
     if source.dedupe_hash_window.as_secs() == 0 {
         findings.add(format!("{table}.dedupe_hash_window"), "must be at least 1s");
     }
+    if source.max_concurrent == Some(0) {
+        findings.add(format!("{table}.max_concurrent"), "must be at least 1; leave it out for no limit");
+    }
     let Some(scheme) = scheme else {
         if !source.secrets.is_empty() {
             findings.add(format!("{table}.secrets"), "verify = \"none\" uses no secret");

@@ -11,11 +11,16 @@ const GOOD: &str = r#"
 url = "nats://somebody:nats-s3cret@127.0.0.1:4222"
 [gateway]
 public_url = "https://hooks.example.com"
+peer_rate = "20/s"
+trusted_proxies = ["10.0.0.0/8", "fd00::/8"]
 [admin]
 token = "plain:admin-s3cret"
 [sources.github]
 preset = "github"
 secrets = ["plain:github-s3cret"]
+networks = ["192.30.252.0/22"]
+rate = "600/m burst 100"
+max_concurrent = 50
 [agents.planner]
 events = ["events.github.>"]
 [endpoints.crm]
@@ -32,7 +37,9 @@ async fn a_good_configuration_is_explained_without_its_secrets() {
     checked.assert_code(0);
     for expected in [
         "POST https://hooks.example.com/hooks/github -> events.github.<type>",
+        "peer rate 20/s burst 20; trusted proxies 10.0.0.0/8, fd00::/8",
         "preset github, 1 secret",
+        "networks 192.30.252.0/22; rate 600/m burst 100; 50 at once",
         "planner: events.github.>",
         "crm: https://crm.example.com/hooks",
         "EVENTS       events.>",
@@ -79,6 +86,25 @@ async fn every_mistake_is_named_with_file_key_and_reason_and_without_a_secret() 
     }
     assert!(checked.stderr.contains("4 things wrong"), "{checked}");
     assert!(!checked.to_string().contains("hunter2"), "{checked}");
+}
+
+#[tokio::test]
+async fn a_limit_that_cannot_be_meant_is_named_with_file_key_and_reason() {
+    let source = |key: &str| format!("[sources.open]\nverify = \"none\"\n{key}");
+    for (text, expected) in [
+        (source("rate = \"0/s\""), "sources.open.rate: `0/s`: 0 would let nothing through"),
+        (source("rate = \"fast\""), "sources.open.rate: `fast`: a rate is written `50/s`, `600/m` or `1000/h`"),
+        (source("rate = 50"), "sources.open.rate: expected a rate such as `50/s`"),
+        (source("max_concurrent = 0"), "sources.open.max_concurrent: must be at least 1"),
+        (source("networks = [\"10.0.0.1/33\"]"), "sources.open.networks"),
+        ("[gateway]\npeer_rate = \"0/m\"".to_owned(), "gateway.peer_rate: `0/m`: 0 would let nothing through"),
+        ("[gateway]\ntrusted_proxies = [\"proxy\"]".to_owned(), "gateway.trusted_proxies"),
+    ] {
+        let configuration = Configuration::new(&text);
+        let checked = run(&mut configuration.hookbridge(&["check"])).await;
+        let expected = format!("error: {}: {expected}", configuration.own());
+        assert!(checked.assert_code(1).stderr.contains(&expected), "{expected:?} is not in: {checked}");
+    }
 }
 
 #[tokio::test]
