@@ -7,9 +7,12 @@
 mod answer;
 mod budget;
 mod dedupe;
+mod peer;
+mod peer_rate;
 mod publish;
 mod receive;
 mod source;
+mod source_limits;
 
 use std::sync::Arc;
 

@@ -50,6 +50,10 @@ pub(crate) struct Limits {
     pub(crate) max_headers: usize,
 }
 
+/// Who opened the connection that a request came on; every request has it as an extension.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
 /// Who wants to know what happens on a listener.
 #[derive(Clone)]
 pub(crate) struct Observer {
@@ -107,10 +111,10 @@ impl Listener {
         // One connection more than allowed waits in the operating system's queue.
         while let Some((accepted, place)) = stop.run_until_cancelled(self.accept(&places)).await {
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let (router, stop, observer) = (router.clone(), stop.clone(), self.observer.clone());
                     let open = Open::new(observer.connections.clone());
-                    let serve = Connection { stream, router, stop, observer }.serve(builder.clone());
+                    let serve = Connection { stream, peer: Peer(peer), router, stop, observer }.serve(builder.clone());
                     connections.spawn(async move {
                         serve.await;
                         drop((open, place));
@@ -155,6 +159,7 @@ impl Drop for Open {
 
 struct Connection {
     stream: TcpStream,
+    peer: Peer,
     router: Router,
     stop: CancellationToken,
     observer: Observer,
@@ -162,12 +167,13 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, builder: http1::Builder) {
-        let Self { stream, router, stop, observer } = self;
+        let Self { stream, peer, router, stop, observer } = self;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("Could not set TCP_NODELAY: {error}");
         }
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let mut router = router.clone();
+            request.extensions_mut().insert(peer);
             Box::pin(async move {
                 // A router answers every request and is always ready.
                 Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))

@@ -5,16 +5,19 @@ use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::answer::{Accepted, ReceiveError};
 use super::budget::Budget;
+use super::peer::Sender;
+use super::peer_rate::PeerRate;
 use super::publish::Event;
 use super::source::{Source, Sources};
 use crate::broker::Broker;
@@ -22,6 +25,7 @@ use crate::clock::Clock;
 use crate::config::{Config, HEADER_ROOM};
 use crate::event::place::Parts;
 use crate::event::trace;
+use crate::listener::Peer;
 use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::{ReasonLabels, RejectionLabels, RequestLabels};
 use crate::telemetry::{Metrics, traces};
@@ -31,6 +35,8 @@ pub(super) struct Receiver {
     broker: Broker,
     sources: Sources,
     budget: Budget,
+    trusted_proxies: Vec<IpNet>,
+    peer_rate: Option<PeerRate>,
     limits: Limits,
     clock: Clock,
     metrics: Metrics,
@@ -60,7 +66,8 @@ impl Receiver {
         };
         let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.clone());
         let (said_401, said_503) = (Seldom::default(), Seldom::default());
-        Self { broker, sources, budget, limits, clock, metrics, said_401, said_503 }
+        let (trusted_proxies, peer_rate) = (gateway.trusted_proxies.clone(), gateway.peer_rate.map(PeerRate::new));
+        Self { broker, sources, budget, trusted_proxies, peer_rate, limits, clock, metrics, said_401, said_503 }
     }
 
     /// The largest body that can be taken now: the configured limit, or less where the server takes less.
@@ -82,16 +89,18 @@ pub(super) struct HookPath {
 pub(super) async fn hook(
     State(receiver): State<Arc<Receiver>>,
     path: Result<Path<HookPath>, PathRejection>,
+    Extension(peer): Extension<Peer>,
     request: Request<Body>,
 ) -> Response {
     let begun = Instant::now();
+    let sender = receiver.sender(peer, request.headers());
     // A path that is not UTF-8 names no source either.
     let named = path
         .as_ref()
         .ok()
         .and_then(|Path(path)| receiver.sources.get(&path.source).filter(|source| source.is_at(path.token.as_deref())));
     let Some(source) = named else {
-        return receiver.refuse(None, &ReceiveError::NoSource);
+        return receiver.refuse(None, sender, &ReceiveError::NoSource);
     };
     let span = tracing::info_span!(
         target: traces::TARGET,
@@ -102,7 +111,7 @@ pub(super) async fn hook(
         http.response.status_code = tracing::field::Empty,
     );
     // The span is never entered: from then on it could not become a child of the sender's.
-    let received = receiver.receive(source, request, begun, &span).await;
+    let received = receiver.receive(source, sender, request, begun, &span).await;
     let response = match received {
         Ok(accepted) => {
             if accepted.duplicate {
@@ -115,7 +124,7 @@ pub(super) async fn hook(
         }
         Err(error) => {
             receiver.count_reason(source, &error);
-            receiver.refuse(Some(source), &error)
+            receiver.refuse(Some(source), sender, &error)
         }
     };
     span.record("http.response.status_code", response.status().as_u16());
@@ -123,14 +132,19 @@ pub(super) async fn hook(
 }
 
 /// Everything that is not a hook.
-pub(super) async fn nowhere(State(receiver): State<Arc<Receiver>>) -> Response {
-    receiver.refuse(None, &ReceiveError::NoSource)
+pub(super) async fn nowhere(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    receiver.refuse(None, receiver.sender(peer, &headers), &ReceiveError::NoSource)
 }
 
 impl Receiver {
     async fn receive(
         &self,
         source: &Source,
+        sender: Sender,
         request: Request<Body>,
         begun: Instant,
         span: &tracing::Span,
@@ -139,12 +153,14 @@ impl Receiver {
         if head.method != Method::POST {
             return Err(ReceiveError::Method);
         }
+        source.limits.admits(sender)?;
         let limit = self.body_limit();
         self.check_size(&head.headers, limit)?;
         let mut encodings = head.headers.get_all(CONTENT_ENCODING).iter();
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(ReceiveError::ContentEncoding);
         }
+        self.check_peer(sender)?;
         let mut held = self.budget.hold();
         let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
         let reading = read(body, limit, |bytes| held.grow(bytes));
@@ -152,7 +168,10 @@ impl Receiver {
 
         let now = self.clock.now();
         let parts = Parts { headers: &head.headers, query: head.uri.query().unwrap_or_default(), body: &body };
+        // Others from the same address may have failed while this body arrived.
+        self.check_peer(sender)?;
         source.verify(parts, now)?;
+        let _place = source.limits.take()?;
         self.store(source, parts, body.clone(), now, begun, span).await
     }
 
@@ -172,12 +191,12 @@ impl Receiver {
         if let Some(ready) = self.broker.is_ready()
             && event.wire_bytes() > ready.max_payload
         {
-            return Err(ReceiveError::BodyTooLarge { limit: self.body_limit() });
+            return Err(ReceiveError::EventTooLarge { limit: self.body_limit() });
         }
         let left = self.limits.request_timeout.saturating_sub(begun.elapsed());
         let stored = match event.store(&self.broker, self.limits.publish_timeout.min(left)).await {
             Err(crate::broker::PublishError::TooLarge) => {
-                return Err(ReceiveError::BodyTooLarge { limit: self.body_limit() });
+                return Err(ReceiveError::EventTooLarge { limit: self.body_limit() });
             }
             stored => stored?,
         };
@@ -193,6 +212,15 @@ impl Receiver {
         Ok(Accepted { id: event.id, duplicate: stored.duplicate })
     }
 
+    fn sender(&self, peer: Peer, headers: &HeaderMap) -> Sender {
+        Sender::of(peer.0.ip(), headers, &self.trusted_proxies)
+    }
+
+    /// Whether the sender's address may still send what might prove nothing.
+    fn check_peer(&self, sender: Sender) -> Result<(), ReceiveError> {
+        self.peer_rate.as_ref().map_or(Ok(()), |rate| rate.check(sender)).map_err(ReceiveError::PeerRate)
+    }
+
     fn check_size(&self, headers: &HeaderMap, limit: usize) -> Result<(), ReceiveError> {
         let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         if bytes > self.limits.headers {
@@ -205,9 +233,12 @@ impl Receiver {
         Ok(())
     }
 
-    /// Counts, logs and answers a webhook that is not taken.
-    fn refuse(&self, source: Option<&Source>, error: &ReceiveError) -> Response {
+    /// Counts, charges, logs and answers a webhook that is not taken.
+    fn refuse(&self, source: Option<&Source>, sender: Sender, error: &ReceiveError) -> Response {
         self.count(source, error.as_str());
+        if let Some(rate) = self.peer_rate.as_ref().filter(|_| error.is_charged()) {
+            rate.charge(sender);
+        }
         let name = source.map_or("", |source| source.name.as_str());
         // Strangers decide how often these happen; the counters have them all.
         match error {

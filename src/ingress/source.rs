@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use subtle::ConstantTimeEq;
 
 use super::dedupe::RecentBodies;
+use super::source_limits::SourceLimits;
 use crate::config::{self, Config, Verify};
 use crate::event::place::Parts;
 use crate::event::subject::MAX_TYPE_BYTES;
@@ -31,6 +32,7 @@ pub(super) struct Source {
     id: Option<Place>,
     pub(super) recent: RecentBodies,
     pub(super) headers: Vec<HeaderName>,
+    pub(super) limits: SourceLimits,
     /// Counters that every stored webhook touches, looked up once.
     pub(super) stored: Counter,
     pub(super) duplicate: Counter,
@@ -98,6 +100,7 @@ impl Source {
             id: source.id_place(),
             recent: RecentBodies::new(source.dedupe_hash_window),
             headers: source.headers.clone(),
+            limits: SourceLimits::new(source),
             stored: counted("stored"),
             duplicate: counted("duplicate"),
         })

@@ -18,5 +18,6 @@ mod outages;
 mod outbox;
 mod refused_addresses;
 mod shutdown;
+mod source_limits;
 mod traces;
 mod vectors;
