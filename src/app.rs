@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
 use crate::broker::{Broker, Links, Plan, Problem, Role};
 use crate::clock::Clock;
@@ -46,6 +47,9 @@ pub struct Options {
     pub update_streams: bool,
     /// The clock; another one than the wall clock is for tests.
     pub clock: Clock,
+    /// What stands at addresses that sources name (certificates, key sets, confirmations), instead of asking there;
+    /// for tests.
+    pub documents: Vec<(Url, Vec<u8>)>,
 }
 
 /// A running process.
@@ -106,7 +110,8 @@ impl App {
                     draining.drain();
                 }
             });
-            let router = ingress::router(config, broker, sources, options.clock.clone(), metrics.clone());
+            let keys = ingress::keys(config, options.clock.clone(), &options.documents)?;
+            let router = ingress::router(config, broker, sources, keys, options.clock.clone(), metrics.clone());
             tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
             lifecycle.spawn(listener.run(router, lifecycle.draining()));
         }

@@ -33,7 +33,7 @@ pub(crate) use load::{DEFAULT_FILE, nearest};
 pub use load::{Layers, Mistake, Mistakes, load};
 pub use nats::{Nats, Tls, Urls};
 pub use rate::Rate;
-pub use sources::{Source, Verify};
+pub use sources::Source;
 pub use streams::{Limits, Stream, StreamKind, Streams};
 pub use telemetry::{LogFormat, Telemetry};
 pub(crate) use validate::HEADER_ROOM;

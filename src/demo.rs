@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -21,10 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{Broker, Consumer, Outgoing, Received};
 use crate::config::{Endpoint, SignatureForm, StreamKind};
 use crate::event::headers::Headers;
-use crate::event::place::Parts;
-use crate::event::trace;
+use crate::event::{Place, Request, trace};
 use crate::secret::{KeyError, KeyRing};
-use crate::signature::{Key, Scheme};
+use crate::signature::profile::Naming;
+use crate::signature::{Credential, Inquiry, Scheme, Ways};
 
 /// The agent's name, and the source and endpoint that it serves.
 pub(crate) const NAME: &str = "demo";
@@ -83,14 +83,15 @@ async fn answer(broker: &Broker, event: &Received, say: &Say) -> Result<(), crat
 }
 
 /// The schemes and keys that the endpoint verifies with.
-type Keys = Arc<Vec<(Scheme, KeyRing<Key>)>>;
+type Keys = Arc<Vec<(String, Ways, KeyRing<Credential>)>>;
 
 /// A receiver that verifies every form that the endpoint is configured to be signed with.
 pub(crate) fn endpoint(endpoint: &Endpoint, say: Say) -> Result<Router, KeyError> {
     let prepare = |scheme: Scheme| {
-        let of_secret = scheme.clone();
-        let keys = KeyRing::load(endpoint.secrets.clone(), move |secret| of_secret.key(secret))?;
-        Ok((scheme, keys))
+        let (header, ways) = (scheme.places(), Ways::new(vec![scheme]));
+        let of_secret = ways.clone();
+        let keys = KeyRing::load(endpoint.secrets.clone(), move |secret| of_secret.credential(secret))?;
+        Ok((header, ways, keys))
     };
     let keys = endpoint.signatures.iter().filter_map(SignatureForm::scheme).map(prepare);
     let keys: Keys = Arc::new(keys.collect::<Result<_, KeyError>>()?);
@@ -99,10 +100,11 @@ pub(crate) fn endpoint(endpoint: &Endpoint, say: Say) -> Result<Router, KeyError
 
 async fn receive(State((keys, say)): State<(Keys, Say)>, headers: HeaderMap, body: Bytes) -> Response {
     let id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
-    let place = "header:webhook-id".parse().ok();
-    let parts = Parts { headers: &headers, query: "", body: &body };
-    let verify = |(scheme, keys): &(Scheme, KeyRing<Key>)| {
-        scheme.verify(&keys.keys(), place.as_ref(), parts, SystemTime::now()).map(|()| scheme.header.to_string())
+    let naming = Naming::from_iter("header:webhook-id".parse::<Place>());
+    let request = Request::new(&Method::POST, "", None, &headers, &body);
+    let inquiry = Inquiry { request: &request, id: Some(&naming), now: SystemTime::now(), documents: &|_| None };
+    let verify = |(header, ways, keys): &(String, Ways, KeyRing<Credential>)| {
+        ways.verify(&keys.keys(), &inquiry).map(|_| header.trim_start_matches("header:").to_owned())
     };
     match keys.iter().map(verify).collect::<Result<Vec<_>, _>>() {
         Ok(verified) => {

@@ -6,11 +6,13 @@
 
 mod answer;
 mod budget;
+mod capture;
 mod dedupe;
 mod peer;
 mod peer_rate;
 mod publish;
 mod receive;
+mod shake;
 mod source;
 mod source_limits;
 
@@ -18,25 +20,48 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::any;
+use url::Url;
 
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::listener;
+use crate::outbound::{Cache, FETCH_TIMEOUT, Fetcher, Guard};
 use crate::secret::{KeyError, Reload};
+use crate::signature::Document;
 use crate::telemetry::Metrics;
 
 use receive::Receiver;
 pub(crate) use source::Sources;
 
 /// The routes of the gateway. Answers every request to them, and every other one with 404.
-pub(crate) fn router(config: &Config, broker: Broker, sources: Sources, clock: Clock, metrics: Metrics) -> Router {
-    let receiver = Arc::new(Receiver::new(config, broker, sources, clock, metrics));
+pub(crate) fn router(
+    config: &Config,
+    broker: Broker,
+    sources: Sources,
+    keys: Keys,
+    clock: Clock,
+    metrics: Metrics,
+) -> Router {
+    let receiver = Arc::new(Receiver::new(config, broker, sources, keys, clock, metrics));
     Router::new()
         .route("/hooks/{source}", any(receive::hook))
         .route("/hooks/{source}/{token}", any(receive::hook))
         .fallback(receive::nowhere)
         .with_state(receiver)
+}
+
+/// What is fetched for a request: keys that stand at an address, and URLs that confirm a subscription.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    documents: Cache<Document>,
+    fetcher: Fetcher,
+}
+
+/// Prepares the fetching of keys; `prepared` are addresses that need not be asked.
+pub(crate) fn keys(config: &Config, clock: Clock, prepared: &[(Url, Vec<u8>)]) -> Result<Keys, rustls::Error> {
+    let fetcher = Fetcher::new(Guard::new(&config.egress), FETCH_TIMEOUT)?.prepared_for(prepared);
+    Ok(Keys { documents: Cache::new(fetcher.clone(), clock, Document::parse), fetcher })
 }
 
 /// The limits of the gateway's listener.

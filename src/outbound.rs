@@ -5,10 +5,8 @@
 //! Hookbridge talk to its own network. Both roles go out through here, so there is one guard to get right.
 //! Only the operator's own servers, a collector or the gateway of `hookbridge send`, are reached without it.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "no source names a URL yet"))]
 mod cache;
 mod client;
-#[cfg_attr(not(test), expect(dead_code, reason = "no source names a URL yet"))]
 mod fetch;
 mod guard;
 #[cfg(test)]
@@ -16,10 +14,8 @@ mod loopback;
 mod shelf;
 mod target;
 
-#[expect(unused_imports, reason = "no source names a URL yet")]
 pub(crate) use cache::Cache;
 pub(crate) use client::{AGENT, Cause, Client};
-#[expect(unused_imports, reason = "no source names a URL yet")]
-pub(crate) use fetch::{FETCH_TIMEOUT, FetchError, Fetcher};
+pub(crate) use fetch::{FETCH_TIMEOUT, Fetcher};
 pub(crate) use guard::Guard;
 pub(crate) use target::{public_url, request_target};

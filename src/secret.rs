@@ -89,6 +89,21 @@ impl SecretRef {
     }
 }
 
+impl SecretRef {
+    /// Whether it is a file that is not there.
+    pub(crate) fn is_absent_file(&self) -> bool {
+        matches!(&self.0, Place::File(path) if !path.exists())
+    }
+
+    /// The file that it is in, if it is in one.
+    pub(crate) fn file(&self) -> Option<&std::path::Path> {
+        match &self.0 {
+            Place::File(path) => Some(path),
+            Place::Env(_) | Place::Plain(_) => None,
+        }
+    }
+}
+
 fn read_file(path: &std::path::Path) -> Result<Secret, SecretError> {
     let name = || path.display().to_string();
     let unreadable = |source| SecretError::Unreadable { path: name(), source };
@@ -146,6 +161,8 @@ type Prepare<K> = dyn Fn(&Secret) -> Result<K, String> + Send + Sync;
 /// The secrets of one source or endpoint, prepared for use and replaceable while in use.
 pub(crate) struct KeyRing<K> {
     references: Vec<SecretRef>,
+    /// Whether a file may be missing: somebody else brings it.
+    absent: bool,
     prepare: Box<Prepare<K>>,
     keys: ArcSwap<Vec<K>>,
 }
@@ -172,9 +189,20 @@ impl<K: 'static> KeyRing<K> {
         references: Vec<SecretRef>,
         prepare: impl Fn(&Secret) -> Result<K, String> + Send + Sync + 'static,
     ) -> Result<Self, KeyError> {
-        let prepare: Box<Prepare<K>> = Box::new(prepare);
-        let keys = ArcSwap::from_pointee(read_all(&references, &prepare)?);
-        Ok(Self { references, prepare, keys })
+        Self::read(references, false, Box::new(prepare))
+    }
+
+    /// Reads and prepares all secrets but the files that are not there yet.
+    pub(crate) fn load_present(
+        references: Vec<SecretRef>,
+        prepare: impl Fn(&Secret) -> Result<K, String> + Send + Sync + 'static,
+    ) -> Result<Self, KeyError> {
+        Self::read(references, true, Box::new(prepare))
+    }
+
+    fn read(references: Vec<SecretRef>, absent: bool, prepare: Box<Prepare<K>>) -> Result<Self, KeyError> {
+        let keys = ArcSwap::from_pointee(read_all(&references, absent, &prepare)?);
+        Ok(Self { references, absent, prepare, keys })
     }
 
     /// The keys as they are now.
@@ -191,17 +219,17 @@ pub(crate) trait Reload: Send + Sync {
 
 impl<K: Send + Sync + 'static> Reload for KeyRing<K> {
     fn reload(&self) -> Result<usize, KeyError> {
-        self.keys.store(Arc::new(read_all(&self.references, &self.prepare)?));
+        self.keys.store(Arc::new(read_all(&self.references, self.absent, &self.prepare)?));
         Ok(self.references.len())
     }
 }
 
-fn read_all<K: 'static>(references: &[SecretRef], prepare: &Prepare<K>) -> Result<Vec<K>, KeyError> {
+fn read_all<K: 'static>(references: &[SecretRef], absent: bool, prepare: &Prepare<K>) -> Result<Vec<K>, KeyError> {
     let read = |reference: &SecretRef| {
         let unusable = |reason| KeyError::Unusable { place: reference.to_string(), reason };
         prepare(&reference.resolve()?).map_err(unusable)
     };
-    references.iter().map(read).collect()
+    references.iter().filter(|reference| !(absent && reference.is_absent_file())).map(read).collect()
 }
 
 #[cfg(test)]

@@ -1,16 +1,40 @@
 //! Signatures: schemes as values, one engine that verifies and signs with them.
 //!
-//! A [`Scheme`] says where a signature is and what it covers; [`verify`](Scheme::verify) and
-//! [`sign`](Scheme::sign) read it both ways, so what Hookbridge can sign it can verify. Nothing here does I/O
-//! or reads a clock.
+//! A [`Scheme`] says where a signature is and what it covers; the engine reads it both ways, so what
+//! Hookbridge can sign it can verify. A [`Profile`] adds how a provider names its events, shakes hands and
+//! wants to be answered. Nothing here does I/O or reads a clock. docs/verification.md is the manual of the
+//! language.
 
+mod condition;
+mod document;
+mod encoding;
+mod handshake;
+mod jwt;
 mod key;
 mod mac;
 pub mod preset;
+mod preset_files;
+pub mod profile;
+mod public_key;
+mod rejection;
 pub mod scheme;
+mod sign;
 mod template;
+mod timestamp;
+mod verify;
 
+pub use condition::Conditions;
+pub(crate) use condition::matches;
+pub(crate) use document::Document;
+pub use encoding::Encoding;
+pub use handshake::Handshake;
+pub(crate) use handshake::{Known, Refusal, Reply};
+pub(crate) use key::Key;
 pub use key::KeyForm;
-pub(crate) use mac::Key;
 pub use preset::Preset;
-pub use scheme::{Rejection, Scheme};
+pub use profile::{Profile, Verify};
+pub use rejection::Rejection;
+pub use scheme::{Algorithm, Scheme};
+pub use template::Template;
+pub use verify::Ways;
+pub(crate) use verify::{Credential, Genuine, Inquiry};

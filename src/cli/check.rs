@@ -8,8 +8,8 @@ use clap::Args;
 
 use super::{Common, Usage, complain, say};
 use crate::broker::{Broker, Names, Plan, Server, Visitor};
-use crate::config::{self, AgentPattern, Config, HEADER_ROOM, StreamKind, Verify};
-use crate::event::Place;
+use crate::config::{self, AgentPattern, Config, HEADER_ROOM, StreamKind};
+use crate::signature::{Scheme, Verify};
 
 /// Server memory per message id in a duplicate window, and replica. Measured on nats-server 2.15.1: 165 to 235.
 const BYTES_PER_ID: u64 = 235;
@@ -74,12 +74,19 @@ fn sources(config: &Config) {
         config.gateway.public_url.as_ref().map_or(String::new(), |url| url.as_str().trim_end_matches('/').to_owned());
     for (name, source) in &config.sources {
         let token = if source.path_token.is_some() { "/<token>" } else { "" };
-        let proof = match (&source.preset, &source.verify) {
+        let profile = source.profile();
+        let proof = match (&source.preset, &profile.verify) {
             (Some(preset), _) => format!("preset {preset}"),
-            (None, Some(Verify::Scheme(scheme))) => format!("signature in {}", scheme.header),
+            (None, Some(Verify::Ways(ways))) => {
+                format!("proof in {}", ways.iter().map(Scheme::places).collect::<Vec<_>>().join(" or "))
+            }
             (None, _) => "no proof".to_owned(),
         };
-        let id = source.id_place().map_or("none: by body".to_owned(), |place: Place| place.to_string());
+        let id = match (&profile.id, profile.id_is_signed()) {
+            (None, _) => "none: by body".to_owned(),
+            (Some(place), Some(false)) => format!("{place} (not signed)"),
+            (Some(place), _) => place.to_string(),
+        };
         let secrets = count(source.secrets.len(), "secret");
         say(&format!("  POST {base}/hooks/{name}{token} -> {}", names.subject(&format!("events.{name}.<type>"))));
         say(&format!("    {proof}, {secrets}, delivery id {id}"));

@@ -12,8 +12,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use url::Url;
 
 use super::{Common, Usage, say};
-use crate::clock::unix_seconds;
-use crate::config::{Config, Source, Verify};
+use crate::config::{Config, Source};
 use crate::event::{Name, Place};
 use crate::secret::KeyRing;
 use crate::signature::Scheme;
@@ -109,19 +108,15 @@ fn headers(arguments: &Arguments, source: &Source, body: &[u8]) -> anyhow::Resul
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let id = arguments.id.clone().unwrap_or_else(|| format!("send_{:016x}", rand::random::<u64>()));
-    if let Some(Place::Header(name)) = source.id_place() {
+    let profile = source.profile();
+    if let Some(Place::Header(name)) = profile.id.as_ref().and_then(|id| id.places().first().copied()) {
         headers.insert(name, id.parse()?);
     }
-    if let Some(Place::Header(name)) = source.type_places().first() {
+    if let Some(Place::Header(name)) = profile.event_type.as_ref().and_then(|of| of.places().first().copied()) {
         headers.insert(name, arguments.event_type.as_deref().unwrap_or("ping").parse()?);
     }
-    let scheme = match &source.verify {
-        Some(Verify::None) => None,
-        Some(Verify::Scheme(scheme)) => Some((**scheme).clone()),
-        None => source.find_preset().map(|preset| preset.verify),
-    };
-    if let Some(scheme) = scheme {
-        sign(arguments, source, &scheme, &id, body, &mut headers)?;
+    if let Some(scheme) = profile.schemes().next() {
+        sign(arguments, source, scheme, &id, body, &mut headers)?;
     }
     for header in &arguments.headers {
         let (name, value) =
@@ -142,12 +137,10 @@ fn sign(
     let of_secret = scheme.clone();
     let first = source.secrets.first().cloned().into_iter().collect();
     let keys = KeyRing::load(first, move |secret| of_secret.key(secret))?;
-    let now = unix_seconds(SystemTime::now());
-    if let Some(Place::Header(name)) = &scheme.timestamp {
-        headers.insert(name, now.into());
-    }
     let signed = if arguments.wrong_signature { [body, b"!"].concat() } else { body.to_vec() };
-    headers.insert(scheme.header.clone(), scheme.sign(&keys.keys(), id, now, &signed).parse()?);
+    for (name, value) in scheme.sign(&keys.keys(), id, SystemTime::now(), &signed) {
+        headers.insert(name, value.parse()?);
+    }
     Ok(())
 }
 

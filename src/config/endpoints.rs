@@ -6,9 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
 
-use crate::event::Name;
+use crate::event::{Name, Place};
 use crate::secret::SecretRef;
-use crate::signature::{KeyForm, Preset, Scheme, preset};
+use crate::signature::{KeyForm, Scheme, preset};
 
 /// A named HTTP destination.
 #[derive(Clone, Debug, Deserialize)]
@@ -75,13 +75,14 @@ impl TryFrom<String> for AgentPattern {
 impl SignatureForm {
     /// The scheme that this form stands for. A `whsec_` secret signs as its base64 value in either form.
     pub fn scheme(&self) -> Option<Scheme> {
+        let first = |name| preset::find(name).and_then(|preset| preset.profile.schemes().next().cloned());
         match self {
-            Self::StandardWebhooks => preset::find("standard-webhooks").map(|preset: Preset| preset.verify),
-            Self::XSignature => preset::find("github").map(|preset| Scheme {
-                header: http::HeaderName::from_static("x-signature"),
+            Self::StandardWebhooks => first("standard-webhooks"),
+            Self::XSignature => first("github").map(|github| Scheme {
+                signature: vec![Place::Header(http::HeaderName::from_static("x-signature"))],
                 separator: Some(", ".to_owned()),
                 key: KeyForm::Whsec,
-                ..preset.verify
+                ..github
             }),
             Self::Custom(scheme) => Some((**scheme).clone()),
         }

@@ -2,38 +2,76 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use http::HeaderName;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
+use url::Url;
 
 use super::rate::{Rate, rate_or_none};
-use crate::event::Place;
+use crate::event::Name;
 use crate::secret::SecretRef;
-use crate::signature::{Preset, Scheme, preset};
+use crate::signature::profile::{Answer, Batch, Naming, Profile, Verify};
+use crate::signature::{Handshake, Preset, preset};
 
 /// A named sender of webhooks: one path, one way of proving itself.
+///
+/// docs/verification.md is the manual of the keys that presets and sources share.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// A provider that Hookbridge knows. Either this or `verify`.
+    /// A provider that Hookbridge knows. What the source says itself wins, key by key.
     #[serde(default)]
     pub preset: Option<String>,
     /// How requests prove themselves, where no preset says so. `"none"` must be written out.
     #[serde(default)]
     pub verify: Option<Verify>,
-    /// The secrets shared with the sender. Any of them may match, which is what makes rotation possible.
+    /// The secrets shared with the sender, or its public keys. Any of them may match, which is what makes
+    /// rotation possible.
     #[serde(default)]
     pub secrets: Vec<SecretRef>,
-    /// Where the event type is; several places are joined by dots. Without it, the preset's.
-    #[serde(rename = "type", default, deserialize_with = "one_or_many")]
-    pub event_type: Option<Vec<Place>>,
-    /// Where the delivery id is. Without it, the preset's; without that, equal bodies count as one delivery
-    /// within `dedupe_hash_window`.
+    /// A token that some providers repeat when they ask whether somebody is there.
     #[serde(default)]
-    pub id: Option<Place>,
-    /// For how long equal bodies count as one delivery, when there is no delivery id.
-    #[serde(default = "default_dedupe_hash_window", with = "humantime_serde")]
-    pub dedupe_hash_window: Duration,
+    pub verify_token: Option<SecretRef>,
+    /// The public URL of this source as the sender knows it, for signatures that cover it. Without it,
+    /// `gateway.public_url` and the path.
+    #[serde(default)]
+    pub public_url: Option<PublicUrl>,
+    /// Where the event type is: a place, several that are joined by dots, or a template.
+    #[serde(rename = "type", default)]
+    pub event_type: Option<Naming>,
+    /// Where the delivery id is. Without one, equal bodies count as one delivery within `dedupe_hash_window`.
+    #[serde(default)]
+    pub id: Option<Naming>,
+    /// For how long equal bodies count as one delivery, when there is no delivery id: 5 minutes unless the preset
+    /// says otherwise. Zero for not at all, where equal bodies are different events.
+    #[serde(default, with = "humantime_serde")]
+    pub dedupe_hash_window: Option<Duration>,
+    /// The types that are published; `*` stands for any characters. Others are answered like stored ones,
+    /// counted, and not published. Without it, all are.
+    #[serde(default)]
+    pub types: Vec<String>,
+    /// How a list in the body is taken apart.
+    #[serde(default)]
+    pub batch: Option<Batch>,
+    /// Whether it is taken apart: one event per item instead of one per request.
+    #[serde(default)]
+    pub split: bool,
+    /// Requests that are answered and not published.
+    #[serde(default)]
+    pub handshake: Option<Vec<Handshake>>,
+    /// What the sender is answered.
+    #[serde(default)]
+    pub answer: Option<Answer>,
+    /// The methods that carry events.
+    #[serde(default)]
+    pub methods: Option<Vec<String>>,
+    /// The content types that are taken, without their parameters.
+    #[serde(default)]
+    pub content_types: Option<Vec<String>>,
+    /// The largest body, instead of `gateway.max_body`.
+    #[serde(default)]
+    pub max_body: Option<ByteSize>,
     /// For senders that cannot sign: a random token that must follow in the path, `/hooks/<name>/<token>`.
     #[serde(default)]
     pub path_token: Option<SecretRef>,
@@ -54,13 +92,21 @@ pub struct Source {
     pub max_concurrent: Option<usize>,
 }
 
-/// How a source's requests prove themselves.
-#[derive(Clone, Debug)]
-pub enum Verify {
-    /// Not at all. Whoever knows the URL can send.
-    None,
-    /// By a signature.
-    Scheme(Box<Scheme>),
+/// A URL exactly as the sender knows it: what is signed is its text.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PublicUrl(String);
+
+impl TryFrom<String> for PublicUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.parse::<Url>() {
+            Ok(url) if url.has_host() && url.query().is_none() && url.fragment().is_none() => Ok(Self(text)),
+            Ok(_) => Err(format!("`{text}` must have a host, and neither a query nor a fragment")),
+            Err(error) => Err(format!("`{text}` is not a URL: {error}")),
+        }
+    }
 }
 
 impl Source {
@@ -69,57 +115,31 @@ impl Source {
         self.preset.as_deref().and_then(preset::find)
     }
 
-    /// Where the event type is: the source's own word, else the preset's.
-    pub fn type_places(&self) -> Vec<Place> {
-        let of_preset = || self.find_preset().map(|preset| preset.event_type);
-        self.event_type.clone().or_else(of_preset).unwrap_or_default()
+    /// Everything that is known of the sender: the source's own word, else the preset's.
+    pub fn profile(&self) -> Profile {
+        let own = Profile {
+            event_type: self.event_type.clone(),
+            id: self.id.clone(),
+            verify: self.verify.clone(),
+            handshake: self.handshake.clone(),
+            answer: self.answer.clone(),
+            dedupe_hash_window: self.dedupe_hash_window,
+            batch: self.batch.clone(),
+            methods: self.methods.clone(),
+            content_types: self.content_types.clone(),
+            max_body: self.max_body,
+        };
+        own.or(self.find_preset().map(|preset| preset.profile).unwrap_or_default())
     }
 
-    /// Where the delivery id is: the source's own word, else the preset's.
-    pub fn id_place(&self) -> Option<Place> {
-        self.id.clone().or_else(|| self.find_preset()?.id)
-    }
-}
-
-impl<'de> Deserialize<'de> for Verify {
-    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Verify;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("`\"none\"` or a table that describes a signature")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Verify, E> {
-                if text == "none" { Ok(Verify::None) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
-            }
-
-            fn visit_map<M: de::MapAccess<'de>>(self, map: M) -> Result<Verify, M::Error> {
-                Scheme::deserialize(de::value::MapAccessDeserializer::new(map))
-                    .map(|scheme| Verify::Scheme(Box::new(scheme)))
-            }
+    /// The public URL of the source without its path token: its own, or made of the gateway's.
+    pub fn endpoint(&self, name: &Name, gateway: Option<&Url>) -> Option<String> {
+        match (&self.public_url, gateway) {
+            (Some(own), _) => Some(own.0.clone()),
+            (None, Some(base)) => Some(format!("{}/hooks/{name}", base.as_str().trim_end_matches('/'))),
+            (None, None) => None,
         }
-        value.deserialize_any(Visitor)
     }
-}
-
-fn default_dedupe_hash_window() -> Duration {
-    Duration::from_secs(300)
-}
-
-fn one_or_many<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Place>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a place such as `header:NAME`, or a list of places")]
-    enum Texts {
-        One(String),
-        Many(Vec<String>),
-    }
-    let texts = match Texts::deserialize(value)? {
-        Texts::One(text) => vec![text],
-        Texts::Many(texts) => texts,
-    };
-    texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect::<Result<_, _>>().map(Some)
 }
 
 fn header_names<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<HeaderName>, D::Error> {

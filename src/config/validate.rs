@@ -3,14 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{Config, Endpoint, SignatureForm, Source, StreamKind, Verify};
-use crate::event::{UrlPrefix, subject};
+use super::{Config, Endpoint, SignatureForm, Source, StreamKind};
+use crate::event::{Name, Place, UrlPrefix, subject};
 use crate::secret::{KeyRing, SecretRef};
-use crate::signature::{Scheme, preset};
+use crate::signature::profile::Naming;
+use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
 
 /// Room for the headers of a message beside its body, under the server's `max_payload`.
 pub(crate) const HEADER_ROOM: u64 = 64 * 1024;
@@ -43,7 +44,7 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
     streams(config, &mut findings);
     gateway(config, &mut findings);
     for (name, source) in &config.sources {
-        self::source(name.as_str(), source, &mut findings);
+        self::source(config, name, source, &mut findings);
     }
     for (name, agent) in &config.agents {
         self::agent(&format!("agents.{name}.events"), &agent.events, &mut findings);
@@ -179,57 +180,107 @@ fn gateway(config: &Config, findings: &mut Findings) {
     }
 }
 
-fn source(name: &str, source: &Source, findings: &mut Findings) {
+fn source(config: &Config, name: &Name, source: &Source, findings: &mut Findings) {
     let table = format!("sources.{name}");
-    if name == "callbacks" || name.starts_with('_') {
+    if name.as_str() == "callbacks" || name.as_str().starts_with('_') {
         findings.add(&table, "the name is reserved");
     }
-    let scheme = match (&source.preset, &source.verify) {
-        (Some(_), Some(_)) => {
-            return findings
-                .add(&table, "has both `preset` and `verify`; one of them says how requests prove themselves");
-        }
-        (None, None) => {
-            return findings.add(
-                &table,
-                "has neither `preset` nor `verify`; to take requests from anybody write verify = \"none\"",
-            );
-        }
-        (None, Some(Verify::None)) => None,
-        (None, Some(Verify::Scheme(scheme))) => Some((**scheme).clone()),
-        (Some(name), None) => match preset::find(name) {
-            Some(preset) => Some(preset.verify),
-            None => {
-                let reason = match nearest(name, preset::names()) {
-                    Some(near) => format!("no preset `{name}`, did you mean `{near}`?"),
-                    None => format!("no preset `{name}`; there are {}", preset::names().collect::<Vec<_>>().join(", ")),
-                };
-                return findings.add(format!("{table}.preset"), reason);
-            }
-        },
-    };
-    if let Some(token) = &source.path_token {
-        check_secret(&format!("{table}.path_token"), token, findings);
+    if let Some(preset) = source.preset.as_deref().filter(|_| source.find_preset().is_none()) {
+        let reason = match nearest(preset, preset::names()) {
+            Some(near) => format!("no preset `{preset}`, did you mean `{near}`?"),
+            None => format!("no preset `{preset}`; there are {}", preset::names().collect::<Vec<_>>().join(", ")),
+        };
+        return findings.add(format!("{table}.preset"), reason);
     }
-    if source.dedupe_hash_window.as_secs() == 0 {
-        findings.add(format!("{table}.dedupe_hash_window"), "must be at least 1s");
+    let secrets = [("path_token", &source.path_token), ("verify_token", &source.verify_token)];
+    for (key, secret) in secrets.into_iter().filter_map(|(key, secret)| Some((key, secret.as_ref()?))) {
+        check_secret(&format!("{table}.{key}"), secret, findings);
     }
     if source.max_concurrent == Some(0) {
         findings.add(format!("{table}.max_concurrent"), "must be at least 1; leave it out for no limit");
     }
-    let Some(scheme) = scheme else {
-        if !source.secrets.is_empty() {
-            findings.add(format!("{table}.secrets"), "verify = \"none\" uses no secret");
+    let profile = source.profile();
+    self::profile(&table, &profile, findings);
+    if source.split && profile.batch.is_none() {
+        findings.add(format!("{table}.split"), "needs `batch`, which says where the list is");
+    }
+    if profile.needs_url() && source.endpoint(name, config.gateway.public_url.as_ref()).is_none() {
+        findings.add(
+            format!("{table}.public_url"),
+            "is missing: the sender signs the URL that it sends to; say it here or in gateway.public_url",
+        );
+    }
+    match &profile.verify {
+        None => findings
+            .add(&table, "has neither `preset` nor `verify`; to take requests from anybody write verify = \"none\""),
+        Some(Verify::None) => unproved(&table, source, &profile, findings),
+        Some(Verify::Ways(ways)) => self::ways(&table, source, ways, findings),
+    }
+}
+
+fn profile(table: &str, profile: &Profile, findings: &mut Findings) {
+    for handshake in profile.handshakes() {
+        if let Err(error) = handshake.validate() {
+            findings.add(format!("{table}.handshake.{}.{}", handshake.name, error.key), error.reason);
         }
-        return;
-    };
-    if source.secrets.is_empty() {
-        findings.add(format!("{table}.secrets"), "has none; without a secret no signature can be checked");
     }
-    if let Err(error) = scheme.validate(source.id_place().as_ref()) {
-        findings.add(format!("{table}.verify.{}", error.key), error.reason);
+    let methods = profile.methods.iter().flatten();
+    if methods.clone().any(|method| method.parse::<Method>().is_err()) || profile.event_methods().is_empty() {
+        findings.add(format!("{table}.methods"), "are not HTTP methods; write for example [\"POST\"]");
     }
-    check_keys(&format!("{table}.secrets"), &source.secrets, &scheme, findings);
+    let answer = profile.answer.clone().unwrap_or_default();
+    if answer.status.is_some_and(|status| !(200..300).contains(&status)) {
+        findings.add(format!("{table}.answer.status"), "must be a 2xx: what is stored was taken");
+    }
+    if profile.max_body.is_some_and(|max| max.as_u64() == 0) {
+        findings.add(format!("{table}.max_body"), "a limit of 0 refuses every webhook with a body");
+    }
+    if let Some(batch) = &profile.batch
+        && !matches!(batch.items, Place::Json(_))
+    {
+        findings.add(format!("{table}.batch.items"), "must be a `json:` place");
+    }
+}
+
+/// Nothing is verified: no secret is of use but to a handshake that answers with a code.
+fn unproved(table: &str, source: &Source, profile: &Profile, findings: &mut Findings) {
+    if source.preset.is_some() && source.verify.is_some() {
+        return findings.add(table, "has both `preset` and verify = \"none\"; leave one of them out");
+    }
+    let wanted = profile.handshakes().iter().any(Handshake::needs_secret);
+    match source.secrets.first() {
+        Some(_) if !wanted => findings.add(format!("{table}.secrets"), "verify = \"none\" uses no secret"),
+        None if wanted => findings.add(format!("{table}.secrets"), "has none, and a handshake answers with a code"),
+        _ => source.secrets.iter().for_each(|secret| check_secret(&format!("{table}.secrets"), secret, findings)),
+    }
+}
+
+fn ways(table: &str, source: &Source, ways: &Ways, findings: &mut Findings) {
+    let id = source.profile().id;
+    for scheme in ways.iter() {
+        if let Err(error) = scheme.validate(id.as_ref()) {
+            findings.add(format!("{table}.verify.{}", error.key), error.reason);
+        }
+    }
+    let captured = source.profile().handshakes().iter().any(Handshake::captures);
+    if source.secrets.is_empty() && ways.iter().any(Scheme::needs_secret) {
+        let reason = if captured {
+            "has none; name a `file:` that the secret is kept in once the provider has sent it"
+        } else {
+            "has none; without a secret no signature can be checked"
+        };
+        findings.add(format!("{table}.secrets"), reason);
+    }
+    for secret in &source.secrets {
+        // A provider that chooses the secret will bring it.
+        if captured && secret.is_absent_file() {
+            continue;
+        }
+        let ways = ways.clone();
+        if let Err(error) = KeyRing::load(vec![secret.clone()], move |secret| ways.credential(secret)) {
+            findings.add(format!("{table}.secrets"), error.to_string());
+        }
+    }
 }
 
 fn agent(key: &str, events: &[String], findings: &mut Findings) {
@@ -289,8 +340,8 @@ fn signatures(table: &str, forms: &[SignatureForm], secrets: &[SecretRef], findi
     for form in forms {
         let Some(scheme) = form.scheme() else { continue };
         if let SignatureForm::Custom(scheme) = form {
-            let webhook_id = "header:webhook-id".parse().ok();
-            if let Err(error) = scheme.validate(webhook_id.as_ref()) {
+            let webhook_id = Naming::from_iter("header:webhook-id".parse::<Place>());
+            if let Err(error) = scheme.validate(Some(&webhook_id)).and_then(|()| scheme.validate_signing()) {
                 findings.add(format!("{table}.signatures.{}", error.key), error.reason);
             }
         }
@@ -355,7 +406,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
             .push("no source, endpoint or callback is configured: nothing comes in and nothing goes out".to_owned());
     }
     for (name, source) in &config.sources {
-        if matches!(source.verify, Some(Verify::None)) && source.path_token.is_none() {
+        let profile = source.profile();
+        if profile.handshakes().iter().any(Handshake::needs_token) && source.verify_token.is_none() {
+            warnings
+                .push(format!("sources.{name}: has no `verify_token`, so the provider's handshake is answered 403"));
+        }
+        if matches!(profile.verify, Some(Verify::None)) && source.path_token.is_none() {
             warnings.push(format!(
                 "sources.{name}: takes requests from anybody (verify = \"none\"); a path_token would keep strangers out"
             ));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use url::Url;
@@ -144,12 +145,9 @@ impl Signer {
         forms.iter().filter_map(SignatureForm::scheme).map(prepare).collect::<Result<_, KeyError>>().map(Self)
     }
 
-    /// The signature headers of one attempt. `timestamp` is in seconds since 1970.
-    pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
-        let header = |(scheme, keys): &(Scheme, Arc<KeyRing<Key>>)| {
-            let value = scheme.sign(&keys.keys(), id, timestamp, body);
-            Some((scheme.header.clone(), HeaderValue::try_from(value).ok()?))
-        };
-        self.0.iter().filter_map(header).collect()
+    /// The signature headers of one attempt, which is made now.
+    pub(super) fn sign(&self, id: &str, now: SystemTime, body: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
+        let signed = self.0.iter().flat_map(|(scheme, keys)| scheme.sign(&keys.keys(), id, now, body));
+        signed.filter_map(|(name, value)| Some((name, HeaderValue::try_from(value).ok()?))).collect()
     }
 }

@@ -98,7 +98,7 @@ fn request(
     headers.insert(CONTENT_TYPE, message.content_type.clone());
     headers.insert(WEBHOOK_ID, HeaderValue::from_str(&message.id).ok()?);
     headers.insert(WEBHOOK_TIMESTAMP, timestamp.into());
-    for (name, value) in destination.signer().sign(&message.id, timestamp, &message.body) {
+    for (name, value) in destination.signer().sign(&message.id, now, &message.body) {
         headers.insert(name, value);
     }
     insert_trace(headers, trace);

@@ -3,30 +3,53 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use serde::Serialize;
 
 use super::peer_rate::TooSoon;
 use crate::broker::PublishError;
-use crate::signature::Rejection;
+use crate::signature::profile::Answer;
+use crate::signature::{Refusal, Rejection};
 
 /// When to come again after 429: there is room again as soon as other requests are answered.
 const BUSY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 /// When to come again after 503: a restart of NATS takes about so long.
 const NOT_STORED_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
-/// The stream has the event.
+/// The stream has what was to be stored.
 #[derive(Debug, Serialize)]
 pub(super) struct Accepted {
     pub(super) id: String,
     pub(super) duplicate: bool,
+    /// How many events a body was taken apart into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) events: Option<usize>,
+    /// Nothing was stored, because the source does not want this type.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) filtered: bool,
 }
 
-impl IntoResponse for Accepted {
-    fn into_response(self) -> Response {
-        let body = serde_json::to_vec(&self).unwrap_or_default();
-        (StatusCode::ACCEPTED, [(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+impl Accepted {
+    /// The answer, as the provider wants it.
+    pub(super) fn response(&self, wanted: Option<&Answer>) -> Response {
+        let status =
+            wanted.and_then(|wanted| StatusCode::from_u16(wanted.status?).ok()).unwrap_or(StatusCode::ACCEPTED);
+        if let Some(text) = wanted.and_then(|wanted| wanted.text.clone()) {
+            return (status, text_headers(&text), text).into_response();
+        }
+        let body = match wanted.and_then(|wanted| wanted.json.as_ref()) {
+            Some(json) => serde_json::to_vec(json),
+            None => serde_json::to_vec(self),
+        };
+        let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        (status, json, body.unwrap_or_default()).into_response()
     }
+}
+
+/// An empty body has no type.
+fn text_headers(text: &str) -> HeaderMap {
+    let plain = (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    Some(plain).filter(|_| !text.is_empty()).into_iter().collect()
 }
 
 /// Why a webhook was not taken.
@@ -34,8 +57,8 @@ impl IntoResponse for Accepted {
 pub(super) enum ReceiveError {
     #[error("there is no such source")]
     NoSource,
-    #[error("only POST is taken here")]
-    Method,
+    #[error("only {} is taken here", methods(.allowed))]
+    Method { allowed: Vec<Method> },
     #[error("your address may not send to this source")]
     Network,
     #[error("headers are larger than {limit} bytes")]
@@ -47,6 +70,10 @@ pub(super) enum ReceiveError {
     EventTooLarge { limit: usize },
     #[error("content encoding is not supported: send the body as it is")]
     ContentEncoding,
+    #[error("content type is not taken here")]
+    ContentType,
+    #[error("a list of more than {limit} items is not taken apart")]
+    TooManyItems { limit: usize },
     #[error("too many requests at once")]
     Busy,
     #[error("too many requests from your address that prove nothing")]
@@ -58,30 +85,42 @@ pub(super) enum ReceiveError {
     /// The body says only that; the log and a counter say which.
     #[error("signature missing or wrong")]
     Rejected(#[from] Rejection),
+    /// A handshake that cannot be answered as it is.
+    #[error("{0}")]
+    Handshake(Refusal),
+    /// A secret that is known is not replaced.
+    #[error("the handshake is over: there is a secret already")]
+    Captured,
     #[error("too many requests to this source")]
     SourceRate(TooSoon),
     #[error("too many requests to this source at once")]
     SourceBusy,
     #[error("event not stored")]
     NotStored(#[from] PublishError),
+    /// Ours to mend: a key, a confirmation or a captured secret.
+    #[error("not possible now")]
+    NotNow(String),
+}
+
+fn methods(allowed: &[Method]) -> String {
+    allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ")
 }
 
 impl ReceiveError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NoSource => StatusCode::NOT_FOUND,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Network => StatusCode::FORBIDDEN,
-            Self::HeadersTooLarge { .. } | Self::BodyTooLarge { .. } | Self::EventTooLarge { .. } => {
-                StatusCode::PAYLOAD_TOO_LARGE
-            }
-            Self::ContentEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Network | Self::Captured | Self::Handshake(Refusal::Token) => StatusCode::FORBIDDEN,
+            Self::HeadersTooLarge { .. } | Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::EventTooLarge { .. } | Self::TooManyItems { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ContentEncoding | Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Busy | Self::PeerRate(_) | Self::SourceRate(_) | Self::SourceBusy => StatusCode::TOO_MANY_REQUESTS,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::BrokenOff => StatusCode::BAD_REQUEST,
+            Self::BrokenOff | Self::Handshake(Refusal::Unusable(_)) => StatusCode::BAD_REQUEST,
             Self::Rejected(_) => StatusCode::UNAUTHORIZED,
             // So that the sender tries again.
-            Self::NotStored(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotStored(_) | Self::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -89,10 +128,12 @@ impl ReceiveError {
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::NoSource => "no-source",
-            Self::Method => "method",
+            Self::Method { .. } => "method",
             Self::Network => "forbidden-network",
             Self::HeadersTooLarge { .. } | Self::BodyTooLarge { .. } | Self::EventTooLarge { .. } => "too-large",
+            Self::TooManyItems { .. } => "too-many-items",
             Self::ContentEncoding => "content-encoding",
+            Self::ContentType => "content-type",
             Self::Busy => "too-many",
             Self::PeerRate(_) => "peer-rate",
             Self::SourceRate(_) => "source-rate",
@@ -100,40 +141,46 @@ impl ReceiveError {
             Self::TooSlow => "too-slow",
             Self::BrokenOff => "broken-off",
             Self::Rejected(_) => "rejected",
+            Self::Handshake(_) | Self::Captured => "handshake-refused",
             Self::NotStored(_) => "not-stored",
+            Self::NotNow(_) => "not-now",
         }
     }
 
     /// Whether the whole request had been read when this was found.
     fn is_after_the_body(&self) -> bool {
-        matches!(
-            self,
-            Self::Rejected(_)
-                | Self::SourceRate(_)
-                | Self::SourceBusy
-                | Self::EventTooLarge { .. }
-                | Self::NotStored(_)
-        )
+        match self {
+            Self::Rejected(_) | Self::Handshake(_) | Self::Captured | Self::ContentType | Self::TooManyItems { .. } => {
+                true
+            }
+            Self::SourceRate(_) | Self::SourceBusy | Self::EventTooLarge { .. } => true,
+            Self::NotStored(_) | Self::NotNow(_) => true,
+            Self::NoSource | Self::Method { .. } | Self::Network | Self::HeadersTooLarge { .. } => false,
+            Self::BodyTooLarge { .. } | Self::ContentEncoding | Self::Busy | Self::PeerRate(_) => false,
+            Self::TooSlow | Self::BrokenOff => false,
+        }
     }
 
     /// Whether the sender is charged for it: he did not prove himself, and nobody kept him from it.
     pub(super) fn is_charged(&self) -> bool {
         match self {
-            Self::NoSource | Self::Method | Self::Network => true,
+            Self::NoSource | Self::Method { .. } | Self::Network => true,
             Self::HeadersTooLarge { .. } | Self::BodyTooLarge { .. } | Self::ContentEncoding => true,
-            Self::TooSlow | Self::BrokenOff | Self::Rejected(_) => true,
+            Self::ContentType | Self::TooSlow | Self::BrokenOff | Self::Rejected(_) => true,
+            Self::Handshake(_) | Self::Captured => true,
             Self::Busy | Self::PeerRate(_) => false,
-            // These have proved themselves.
-            Self::SourceRate(_) | Self::SourceBusy | Self::EventTooLarge { .. } | Self::NotStored(_) => false,
+            // These have proved themselves, or it is for us to mend.
+            Self::SourceRate(_) | Self::SourceBusy | Self::EventTooLarge { .. } | Self::TooManyItems { .. } => false,
+            Self::NotStored(_) | Self::NotNow(_) => false,
         }
     }
 
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
-            Self::Method => Some((ALLOW, HeaderValue::from_static("POST"))),
+            Self::Method { allowed } => Some((ALLOW, HeaderValue::try_from(methods(allowed)).ok()?)),
             Self::Busy | Self::SourceBusy => Some((RETRY_AFTER, BUSY_SECONDS)),
             Self::PeerRate(wait) | Self::SourceRate(wait) => Some((RETRY_AFTER, wait.seconds.into())),
-            Self::NotStored(_) => Some((RETRY_AFTER, NOT_STORED_SECONDS)),
+            Self::NotStored(_) | Self::NotNow(_) => Some((RETRY_AFTER, NOT_STORED_SECONDS)),
             _ => None,
         }
     }
@@ -149,9 +196,12 @@ struct Problem<'a> {
 }
 
 impl ReceiveError {
-    /// The answer as problem details.
-    pub(super) fn response(&self) -> Response {
+    /// The answer: problem details, or what the provider wants to read instead.
+    pub(super) fn response(&self, wanted: Option<&Answer>) -> Response {
         let status = self.status();
+        if let (Self::Rejected(_), Some(text)) = (self, wanted.and_then(|wanted| wanted.rejected_text.clone())) {
+            return (status, text_headers(&text), text).into_response();
+        }
         let title = status.canonical_reason().unwrap_or_default();
         let problem = Problem { r#type: "about:blank", title, status: status.as_u16(), detail: self.to_string() };
         let mut response = Response::new(Body::from(serde_json::to_vec(&problem).unwrap_or_default()));

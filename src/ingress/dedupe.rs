@@ -34,6 +34,9 @@ impl RecentBodies {
 
     /// The delivery id of this body.
     pub(super) fn id(&self, body: &[u8], now: SystemTime) -> String {
+        if self.window.is_zero() {
+            return format!("r_{:032x}", rand::random::<u128>());
+        }
         let fresh = id::body(body, now, self.window);
         let Some((hash, _)) = fresh.rsplit_once(':') else { return fresh };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,6 +86,12 @@ mod tests {
         let recent = RecentBodies::new(WINDOW);
         let first = recent.id(b"x", at(600));
         assert_ne!(recent.id(b"x", at(900)), first);
+    }
+
+    #[test]
+    fn without_a_window_no_two_bodies_are_one_delivery() {
+        let recent = RecentBodies::new(Duration::ZERO);
+        assert_ne!(recent.id(b"x", at(600)), recent.id(b"x", at(600)));
     }
 
     #[test]

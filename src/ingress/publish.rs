@@ -1,8 +1,9 @@
-//! From a verified webhook to a stored event.
+//! From a verified webhook to stored events.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use tokio::time::Instant;
@@ -11,33 +12,106 @@ use super::source::Source;
 use crate::broker::{Broker, Outgoing, PublishError, Stored};
 use crate::event::cloud_event::CloudEvent;
 use crate::event::headers::Headers;
-use crate::event::place::Parts;
-use crate::event::{subject, trace};
+use crate::event::json::MAX_ITEMS;
+use crate::event::place::Scope;
+use crate::event::{Place, Request, id, subject, trace};
+use crate::signature::profile::Batch;
 
-/// A verified webhook on its way to the stream.
+/// How many items of one batch are on their way to the stream at once.
+const IN_FLIGHT: usize = 64;
+
+/// A verified webhook on its way to the stream, or one item of it.
 pub(super) struct Event {
     pub(super) id: String,
     outgoing: Outgoing,
 }
 
+/// What a webhook is made into.
+pub(super) struct Events {
+    /// The id that the sender is told.
+    pub(super) id: String,
+    /// One event, or one per item.
+    pub(super) events: Vec<Event>,
+    /// Whether the body was taken apart.
+    pub(super) split: bool,
+    /// How many events the source does not want.
+    pub(super) filtered: usize,
+}
+
+/// The list in the body has more items than are taken apart.
+#[derive(Debug)]
+pub(super) struct TooManyItems;
+
+/// Names everything that a webhook is made into, and leaves out what the source does not want.
+pub(super) fn events(
+    source: &Source,
+    request: &Request<'_>,
+    body: &Bytes,
+    now: SystemTime,
+    trace: &trace::Context,
+) -> Result<Events, TooManyItems> {
+    let provided = source.provider_id(request);
+    let event_type = source.event_type(request);
+    let named = |id: String, event_type: Option<String>, payload: Bytes, content_type: Option<&str>| {
+        Event::new(source, request.headers, id, event_type, payload, content_type, now, trace)
+    };
+    let batch = source.profile.batch.as_ref().filter(|_| source.split);
+    let items = batch.and_then(|batch| Some((batch, list(batch, body)?)));
+    let Some((batch, items)) = items else {
+        // What has no list is one event, as without `split`.
+        let id = provided.unwrap_or_else(|| source.recent.id(body, now));
+        let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let wanted = source.wants(event_type.as_deref());
+        let events = if wanted { vec![named(id.clone(), event_type, body.clone(), content_type)] } else { Vec::new() };
+        return Ok(Events { id, filtered: usize::from(!wanted), events, split: false });
+    };
+    let items = items?;
+    let mut made = Events { id: String::new(), events: Vec::with_capacity(items.len()), split: true, filtered: 0 };
+    for (position, item) in items.into_iter().enumerate() {
+        let scope = Scope { item: Some(item), ..Scope::of(request) };
+        let own_type = batch.event_type.as_ref().and_then(|own| own.event_type(scope)).or_else(|| event_type.clone());
+        let own_id = batch.id.as_ref().and_then(|own| id::provider(&own.id(scope).ok()??));
+        let of_whole = || provided.as_ref().map(|whole| format!("{whole}.{position}"));
+        let id = own_id.or_else(of_whole).unwrap_or_else(|| source.recent.id(item, now));
+        if !source.wants(own_type.as_deref()) {
+            made.filtered += 1;
+            continue;
+        }
+        made.events.push(named(id, own_type, body.slice_ref(item), Some("application/json")));
+    }
+    made.id = provided.or_else(|| Some(made.events.first()?.id.clone())).unwrap_or_else(|| source.recent.id(body, now));
+    Ok(made)
+}
+
+fn list<'a>(batch: &Batch, body: &'a [u8]) -> Option<Result<Vec<&'a [u8]>, TooManyItems>> {
+    let Place::Json(pointer) = &batch.items else { return None };
+    Some(pointer.items(body)?.map_err(|_| TooManyItems))
+}
+
+impl TooManyItems {
+    /// How many are taken apart.
+    pub(super) const LIMIT: usize = MAX_ITEMS;
+}
+
 impl Event {
-    /// Names the event and writes its headers. The body goes on byte for byte.
-    pub(super) fn new(source: &Source, parts: Parts<'_>, body: Bytes, now: SystemTime, trace: &trace::Context) -> Self {
-        let id = source.provider_id(parts).unwrap_or_else(|| source.recent.id(&body, now));
-        let event_type = source.event_type(parts);
-        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let attributes = CloudEvent {
-            id: &id,
-            source: &source.name,
-            event_type: event_type.as_deref(),
-            received: now,
-            content_type,
-        };
+    #[expect(clippy::too_many_arguments, reason = "every part of a message, once, in one place")]
+    fn new(
+        source: &Source,
+        request: &HeaderMap,
+        id: String,
+        event_type: Option<String>,
+        payload: Bytes,
+        content_type: Option<&str>,
+        received: SystemTime,
+        trace: &trace::Context,
+    ) -> Self {
+        let attributes =
+            CloudEvent { id: &id, source: &source.name, event_type: event_type.as_deref(), received, content_type };
         let mut headers = attributes.headers(trace);
-        pass_on(source, parts.headers, &mut headers);
+        pass_on(source, request, &mut headers);
         let subject = subject::event(&source.name, event_type.as_deref());
         let message_id = Some(format!("{}:{id}", source.name));
-        Self { id, outgoing: Outgoing { subject, headers, payload: body, message_id } }
+        Self { id, outgoing: Outgoing { subject, headers, payload, message_id } }
     }
 
     /// The bytes of the message, headers and id included.
@@ -50,15 +124,34 @@ impl Event {
     ///
     /// A publish that was not confirmed is ambiguous: it is published again with the same id, and then the
     /// stream's word `duplicate` may mean our own first try, so it is not passed on.
-    pub(super) async fn store(&self, broker: &Broker, within: Duration) -> Result<Stored, PublishError> {
-        let deadline = Instant::now() + within;
-        match broker.publish(&self.outgoing, within / 2).await {
+    async fn store(&self, broker: &Broker, deadline: Instant) -> Result<Stored, PublishError> {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        match broker.publish(&self.outgoing, left() / 2).await {
             Err(PublishError::Unconfirmed) => {}
             other => return other,
         }
-        let rest = deadline.saturating_duration_since(Instant::now());
-        let stored = broker.publish(&self.outgoing, rest).await?;
+        let stored = broker.publish(&self.outgoing, left()).await?;
         Ok(Stored { duplicate: false, ..stored })
+    }
+}
+
+impl Events {
+    /// Stores all of them; says whether all were there before.
+    ///
+    /// If one is not confirmed, the sender comes again with all, and those that are there are recognised by
+    /// their ids.
+    pub(super) async fn store(&self, broker: &Broker, within: Duration) -> Result<bool, PublishError> {
+        let deadline = Instant::now() + within;
+        if let [event] = &self.events[..] {
+            return Ok(event.store(broker, deadline).await?.duplicate);
+        }
+        let storing: Vec<_> = self.events.iter().map(|event| event.store(broker, deadline)).collect();
+        let mut stored = stream::iter(storing).buffer_unordered(IN_FLIGHT);
+        let mut duplicate = !self.events.is_empty();
+        while let Some(stored) = stored.next().await {
+            duplicate &= stored?.duplicate;
+        }
+        Ok(duplicate)
     }
 }
 

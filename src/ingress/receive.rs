@@ -6,35 +6,43 @@ use std::time::{Duration, SystemTime};
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderMap, Method, Request};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, Request};
 use http_body_util::BodyExt;
 use ipnet::IpNet;
 use tokio::time::Instant;
 
+use super::Keys;
 use super::answer::{Accepted, ReceiveError};
 use super::budget::Budget;
 use super::peer::Sender;
 use super::peer_rate::PeerRate;
-use super::publish::Event;
+use super::publish::{self, Events, TooManyItems};
+use super::shake;
 use super::source::{Source, Sources};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::{Config, HEADER_ROOM};
-use crate::event::place::Parts;
+use crate::event;
 use crate::event::trace;
 use crate::listener::Peer;
+use crate::signature::{Genuine, Rejection};
 use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::{ReasonLabels, RejectionLabels, RequestLabels};
 use crate::telemetry::{Metrics, traces};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What every request needs.
 pub(super) struct Receiver {
     broker: Broker,
     sources: Sources,
     budget: Budget,
+    keys: Keys,
     trusted_proxies: Vec<IpNet>,
     peer_rate: Option<PeerRate>,
     limits: Limits,
@@ -54,7 +62,14 @@ struct Limits {
 }
 
 impl Receiver {
-    pub(super) fn new(config: &Config, broker: Broker, sources: Sources, clock: Clock, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        broker: Broker,
+        sources: Sources,
+        keys: Keys,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
         let gateway = &config.gateway;
         let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         let limits = Limits {
@@ -67,14 +82,14 @@ impl Receiver {
         let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.clone());
         let (said_401, said_503) = (Seldom::default(), Seldom::default());
         let (trusted_proxies, peer_rate) = (gateway.trusted_proxies.clone(), gateway.peer_rate.map(PeerRate::new));
-        Self { broker, sources, budget, trusted_proxies, peer_rate, limits, clock, metrics, said_401, said_503 }
+        Self { broker, sources, budget, keys, trusted_proxies, peer_rate, limits, clock, metrics, said_401, said_503 }
     }
 
-    /// The largest body that can be taken now: the configured limit, or less where the server takes less.
-    fn body_limit(&self) -> usize {
+    /// The largest body that a source can send now: the configured limit, or less where the server takes less.
+    fn body_limit(&self, source: &Source) -> usize {
         let room = usize::try_from(HEADER_ROOM).unwrap_or(usize::MAX);
         let max_payload = self.broker.is_ready().map_or(usize::MAX, |ready| ready.max_payload);
-        self.limits.body.min(max_payload.saturating_sub(room))
+        source.max_body.unwrap_or(self.limits.body).min(max_payload.saturating_sub(room))
     }
 }
 
@@ -111,16 +126,22 @@ pub(super) async fn hook(
         http.response.status_code = tracing::field::Empty,
     );
     // The span is never entered: from then on it could not become a child of the sender's.
-    let received = receiver.receive(source, sender, request, begun, &span).await;
+    let token = path.as_ref().ok().and_then(|Path(path)| path.token.as_deref());
+    let arrival = Arrival { source, token, sender, begun, span: &span };
+    let received = receiver.receive(arrival, request).await;
     let response = match received {
-        Ok(accepted) => {
-            if accepted.duplicate {
-                source.duplicate.inc()
-            } else {
-                source.stored.inc()
-            };
+        Ok(Received::Event(accepted)) => {
+            match (accepted.filtered, accepted.duplicate) {
+                (true, _) => receiver.count(Some(source), "filtered"),
+                (false, true) => drop(source.duplicate.inc()),
+                (false, false) => drop(source.stored.inc()),
+            }
             receiver.metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
-            accepted.into_response()
+            accepted.response(source.profile.answer.as_ref())
+        }
+        Ok(Received::Handshake(response)) => {
+            receiver.count(Some(source), "handshake");
+            response
         }
         Err(error) => {
             receiver.count_reason(source, &error);
@@ -140,21 +161,31 @@ pub(super) async fn nowhere(
     receiver.refuse(None, receiver.sender(peer, &headers), &ReceiveError::NoSource)
 }
 
+/// What a request turned out to be.
+enum Received {
+    Event(Accepted),
+    Handshake(Response),
+}
+
+/// A request on its way through the gateway.
+struct Arrival<'a> {
+    source: &'a Source,
+    /// The path token that it came with.
+    token: Option<&'a str>,
+    sender: Sender,
+    begun: Instant,
+    span: &'a tracing::Span,
+}
+
 impl Receiver {
-    async fn receive(
-        &self,
-        source: &Source,
-        sender: Sender,
-        request: Request<Body>,
-        begun: Instant,
-        span: &tracing::Span,
-    ) -> Result<Accepted, ReceiveError> {
+    async fn receive(&self, arrival: Arrival<'_>, request: Request<Body>) -> Result<Received, ReceiveError> {
+        let Arrival { source, sender, begun, .. } = arrival;
         let (head, body) = request.into_parts();
-        if head.method != Method::POST {
-            return Err(ReceiveError::Method);
+        if !source.methods.contains(&head.method) {
+            return Err(ReceiveError::Method { allowed: source.methods.clone() });
         }
         source.limits.admits(sender)?;
-        let limit = self.body_limit();
+        let limit = self.body_limit(source);
         self.check_size(&head.headers, limit)?;
         let mut encodings = head.headers.get_all(CONTENT_ENCODING).iter();
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -163,53 +194,101 @@ impl Receiver {
         self.check_peer(sender)?;
         let mut held = self.budget.hold();
         let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
-        let reading = read(body, limit, |bytes| held.grow(bytes));
+        let reading = read(body, announced(&head.headers), limit, |bytes| held.grow(bytes));
         let body = tokio::time::timeout_at(begun + in_time, reading).await.map_err(|_| ReceiveError::TooSlow)??;
-
-        let now = self.clock.now();
-        let parts = Parts { headers: &head.headers, query: head.uri.query().unwrap_or_default(), body: &body };
         // Others from the same address may have failed while this body arrived.
         self.check_peer(sender)?;
-        source.verify(parts, now)?;
-        let _place = source.limits.take()?;
-        self.store(source, parts, body.clone(), now, begun, span).await
+        self.take(arrival, &head, &body).await
     }
 
-    async fn store(
+    /// Decides what a request is, and does it: a handshake, or an event that proves itself.
+    async fn take(&self, arrival: Arrival<'_>, head: &Parts, body: &Bytes) -> Result<Received, ReceiveError> {
+        let source = arrival.source;
+        let (now, endpoint) = (self.clock.now(), source.endpoint(arrival.token));
+        let request = event::Request::new(&head.method, &endpoint, head.uri.query(), &head.headers, body);
+        if let Some(rule) = source.handshake(&request, false) {
+            let reply = source.shake(rule, &request, None).map_err(ReceiveError::Handshake)?;
+            self.charge(arrival.sender);
+            return shake::act(source, &rule.name, reply, &self.keys.fetcher).await.map(Received::Handshake);
+        }
+        let text = |name: &HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
+        if !source.takes_content_type(text(&CONTENT_TYPE)) {
+            return Err(ReceiveError::ContentType);
+        }
+        let genuine = self.prove(source, &request, now).await?;
+        let _place = source.limits.take()?;
+        if let Some(rule) = source.handshake(&request, true) {
+            let reply = source.shake(rule, &request, genuine.as_ref()).map_err(ReceiveError::Handshake)?;
+            return shake::act(source, &rule.name, reply, &self.keys.fetcher).await.map(Received::Handshake);
+        }
+        if !source.takes_events_by(&head.method) {
+            return Err(ReceiveError::Method { allowed: source.methods.clone() });
+        }
+        let sent = trace::Context::parse(text(&TRACEPARENT), text(&TRACESTATE));
+        let trace = traces::continue_from(arrival.span, sent);
+        let events = publish::events(source, &request, body, now, &trace)
+            .map_err(|TooManyItems| ReceiveError::TooManyItems { limit: TooManyItems::LIMIT })?;
+        self.store(arrival, events).await.map(Received::Event)
+    }
+
+    /// Checks the proof, and fetches the key for it where it stands at an address: once, and once more where the
+    /// provider may have a new one since.
+    async fn prove(
         &self,
         source: &Source,
-        parts: Parts<'_>,
-        body: Bytes,
+        request: &event::Request<'_>,
         now: SystemTime,
-        begun: Instant,
-        span: &tracing::Span,
-    ) -> Result<Accepted, ReceiveError> {
-        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
-        let trace = traces::continue_from(span, trace::Context::parse(text("traceparent"), text("tracestate")));
-        let event = Event::new(source, parts, body, now, &trace);
-        span.record("hookbridge.event", event.id.as_str());
-        if let Some(ready) = self.broker.is_ready()
-            && event.wire_bytes() > ready.max_payload
-        {
-            return Err(ReceiveError::EventTooLarge { limit: self.body_limit() });
+    ) -> Result<Option<Genuine>, ReceiveError> {
+        for url in source.key_sets() {
+            // A key that the provider gave up is forgotten within the hour. If the new set is not to be had now,
+            // the old one is better than none.
+            if self.keys.documents.is_old(url.as_str())
+                && let Err(error) = self.keys.documents.fetch(url).await
+            {
+                tracing::debug!(source.name = %source.name, "Keys of {} are old: {error}", source.name);
+            }
+        }
+        let mut fetched = 0;
+        loop {
+            let rejection = match source.verify(request, now, &|url| self.keys.documents.known(url)) {
+                Ok(genuine) => return Ok(genuine),
+                Err(rejection) => rejection,
+            };
+            let Rejection::Unfetched { url, .. } = &rejection else { return Err(rejection.into()) };
+            if fetched == 2 {
+                return Err(rejection.into());
+            }
+            fetched += 1;
+            self.keys.documents.fetch(url).await.map_err(|error| ReceiveError::NotNow(error.to_string()))?;
+        }
+    }
+
+    async fn store(&self, arrival: Arrival<'_>, events: Events) -> Result<Accepted, ReceiveError> {
+        let Arrival { source, begun, span, .. } = arrival;
+        span.record("hookbridge.event", events.id.as_str());
+        let max_payload = self.broker.is_ready().map_or(usize::MAX, |ready| ready.max_payload);
+        if events.events.iter().any(|event| event.wire_bytes() > max_payload) {
+            return Err(ReceiveError::EventTooLarge { limit: self.body_limit(source) });
         }
         let left = self.limits.request_timeout.saturating_sub(begun.elapsed());
-        let stored = match event.store(&self.broker, self.limits.publish_timeout.min(left)).await {
+        let duplicate = match events.store(&self.broker, self.limits.publish_timeout.min(left)).await {
             Err(crate::broker::PublishError::TooLarge) => {
-                return Err(ReceiveError::EventTooLarge { limit: self.body_limit() });
+                return Err(ReceiveError::EventTooLarge { limit: self.body_limit(source) });
             }
             stored => stored?,
         };
         tracing::debug!(
             source.name = %source.name,
-            event.id,
-            event.sequence = stored.sequence,
-            event.duplicate = stored.duplicate,
+            event.id = events.id,
+            event.count = events.events.len(),
+            event.filtered = events.filtered,
+            event.duplicate = duplicate,
             "Stored event {} from {}",
-            event.id,
+            events.id,
             source.name
         );
-        Ok(Accepted { id: event.id, duplicate: stored.duplicate })
+        let (filtered, count) = (events.events.is_empty() && events.filtered > 0, events.events.len());
+        Ok(Accepted { id: events.id, duplicate, events: events.split.then_some(count), filtered })
     }
 
     fn sender(&self, peer: Peer, headers: &HeaderMap) -> Sender {
@@ -226,18 +305,24 @@ impl Receiver {
         if bytes > self.limits.headers {
             return Err(ReceiveError::HeadersTooLarge { limit: self.limits.headers });
         }
-        let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|announced| announced > limit as u64) {
+        if announced(headers).is_some_and(|announced| announced > limit) {
             return Err(ReceiveError::BodyTooLarge { limit });
         }
         Ok(())
     }
 
+    /// Charges the sender for a request that proves nothing.
+    fn charge(&self, sender: Sender) {
+        if let Some(rate) = &self.peer_rate {
+            rate.charge(sender);
+        }
+    }
+
     /// Counts, charges, logs and answers a webhook that is not taken.
     fn refuse(&self, source: Option<&Source>, sender: Sender, error: &ReceiveError) -> Response {
         self.count(source, error.as_str());
-        if let Some(rate) = self.peer_rate.as_ref().filter(|_| error.is_charged()) {
-            rate.charge(sender);
+        if error.is_charged() {
+            self.charge(sender);
         }
         let name = source.map_or("", |source| source.name.as_str());
         // Strangers decide how often these happen; the counters have them all.
@@ -256,9 +341,14 @@ impl Receiver {
                     tracing::info!(source.name = name, log.left_out = more, "Answered 401 to {name}: {cause}");
                 }
             }
+            ReceiveError::NotNow(cause) => {
+                if let Some(more) = self.said_503.pass(self.clock.now()) {
+                    tracing::warn!(source.name = name, log.left_out = more, "Answered 503 to {name}: {cause}");
+                }
+            }
             other => tracing::debug!(source.name = name, "Answered {} to a webhook: {other}", other.status()),
         }
-        error.response()
+        error.response(source.and_then(|source| source.profile.answer.as_ref()))
     }
 
     fn count_reason(&self, source: &Source, error: &ReceiveError) {
@@ -280,24 +370,40 @@ impl Receiver {
     }
 }
 
-/// Reads a body up to its limit. A body in one piece is not copied.
-async fn read(mut body: Body, limit: usize, mut grow: impl FnMut(usize) -> bool) -> Result<Bytes, ReceiveError> {
+/// The length that a request announces.
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads a body up to its limit. A body in one piece is not copied; a larger one is gathered once.
+async fn read(
+    mut body: Body,
+    announced: Option<usize>,
+    limit: usize,
+    mut grow: impl FnMut(usize) -> bool,
+) -> Result<Bytes, ReceiveError> {
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| ReceiveError::BrokenOff)?.into_data() else { continue };
         let before = rest.as_ref().map_or(first.len(), BytesMut::len);
-        if before + data.len() > limit {
+        let length = before + data.len();
+        if length > limit {
             return Err(ReceiveError::BodyTooLarge { limit });
         }
         if !grow(data.len()) {
             return Err(ReceiveError::Busy);
         }
         match &mut rest {
-            Some(rest) => rest.extend_from_slice(&data),
+            Some(rest) => {
+                if rest.capacity() < length {
+                    rest.reserve(room(length, announced, limit) - before);
+                }
+                rest.extend_from_slice(&data);
+            }
             None if first.is_empty() => first = data,
             None => {
-                let mut both = BytesMut::with_capacity((before + data.len()).next_power_of_two().min(limit));
+                let mut both = BytesMut::with_capacity(room(length, announced, limit));
                 both.extend_from_slice(&first);
                 both.extend_from_slice(&data);
                 rest = Some(both);
@@ -305,4 +411,28 @@ async fn read(mut body: Body, limit: usize, mut grow: impl FnMut(usize) -> bool)
         }
     }
     Ok(rest.map_or(first, BytesMut::freeze))
+}
+
+/// How much room to make for a body of which so much has arrived: all that is announced once an eighth is there,
+/// so that large bodies are gathered in place and announcing alone gains nobody memory.
+fn room(arrived: usize, announced: Option<usize>, limit: usize) -> usize {
+    match announced {
+        Some(announced) if announced >= arrived && announced / 8 <= arrived => announced,
+        _ => arrived.next_power_of_two().min(limit).max(arrived),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_a_body_follows_what_arrives_and_not_what_is_announced() {
+        let mib = 1 << 20;
+        assert_eq!(room(4096, Some(25 * mib), 25 * mib), 4096);
+        assert_eq!(room(4097, Some(25 * mib), 25 * mib), 8192);
+        assert_eq!(room(4 * mib, Some(25 * mib), 25 * mib), 25 * mib);
+        assert_eq!(room(5000, None, 6000), 6000);
+        assert_eq!(room(5000, Some(10), 6000), 6000);
+    }
 }

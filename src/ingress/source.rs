@@ -1,23 +1,30 @@
 //! A configured source, prepared for use.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use http::HeaderName;
+use http::{HeaderName, Method};
 use prometheus_client::metrics::counter::Counter;
 use subtle::ConstantTimeEq;
+use url::Url;
 
+use super::capture::Captured;
 use super::dedupe::RecentBodies;
 use super::source_limits::SourceLimits;
-use crate::config::{self, Config, Verify};
-use crate::event::place::Parts;
-use crate::event::subject::MAX_TYPE_BYTES;
-use crate::event::{Name, Place};
-use crate::secret::{KeyError, KeyRing, Reload, Secret};
-use crate::signature::{Key, Rejection, Scheme};
+use crate::config::{self, Config};
+use crate::event::place::Scope;
+use crate::event::{Name, Request, id};
+use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
+use crate::signature::{
+    Credential, Document, Genuine, Handshake, Inquiry, Known, Profile, Refusal, Rejection, Reply, Verify, Ways, matches,
+};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::RequestLabels;
+
+/// For how long equal bodies without a delivery id are one event, unless somebody says otherwise.
+const DEDUPE_HASH_WINDOW: Duration = Duration::from_secs(300);
 
 /// All sources, by name.
 #[derive(Clone)]
@@ -26,10 +33,22 @@ pub(crate) struct Sources(Arc<BTreeMap<Name, Source>>);
 /// One source.
 pub(super) struct Source {
     pub(super) name: Name,
+    pub(super) profile: Profile,
     proof: Proof,
+    /// The secrets as they are, for handshakes that answer with a code.
+    secrets: Option<Arc<KeyRing<Secret>>>,
+    /// The public URL without path token and query; empty where nobody said it.
+    endpoint: String,
     path_token: Option<Arc<KeyRing<Secret>>>,
-    event_type: Vec<Place>,
-    id: Option<Place>,
+    verify_token: Option<Arc<KeyRing<Secret>>>,
+    /// Where the provider's own secret is kept, for those that choose it.
+    pub(super) captured: Option<Captured>,
+    /// The methods that are taken at all, for events and handshakes.
+    pub(super) methods: Vec<Method>,
+    event_methods: Vec<Method>,
+    pub(super) max_body: Option<usize>,
+    pub(super) types: Vec<String>,
+    pub(super) split: bool,
     pub(super) recent: RecentBodies,
     pub(super) headers: Vec<HeaderName>,
     pub(super) limits: SourceLimits,
@@ -41,13 +60,14 @@ pub(super) struct Source {
 /// How a request proves itself.
 enum Proof {
     None,
-    Signature { scheme: Box<Scheme>, keys: Arc<KeyRing<Key>> },
+    Ways { ways: Ways, credentials: Arc<KeyRing<Credential>> },
 }
 
 impl Sources {
     pub(super) fn new(config: &Config, metrics: &Metrics) -> Result<Self, (String, KeyError)> {
         let prepare = |(name, source): (&Name, &config::Source)| {
-            let prepared = Source::new(name, source, metrics).map_err(|error| (format!("sources.{name}"), error))?;
+            let prepared =
+                Source::new(config, name, source, metrics).map_err(|error| (format!("sources.{name}"), error))?;
             Ok((name.clone(), prepared))
         };
         config.sources.iter().map(prepare).collect::<Result<_, _>>().map(|sources| Self(Arc::new(sources)))
@@ -60,10 +80,13 @@ impl Sources {
     pub(super) fn secrets(&self) -> Vec<Arc<dyn Reload>> {
         let mut secrets: Vec<Arc<dyn Reload>> = Vec::new();
         for source in self.0.values() {
-            if let Proof::Signature { keys, .. } = &source.proof {
-                secrets.push(keys.clone());
+            if let Proof::Ways { credentials, .. } = &source.proof {
+                secrets.push(credentials.clone());
             }
-            if let Some(token) = &source.path_token {
+            if let Some(ring) = &source.secrets {
+                secrets.push(ring.clone());
+            }
+            for token in [&source.path_token, &source.verify_token].into_iter().flatten() {
                 secrets.push(token.clone());
             }
         }
@@ -72,37 +95,56 @@ impl Sources {
 }
 
 impl Source {
-    fn new(name: &Name, source: &config::Source, metrics: &Metrics) -> Result<Self, KeyError> {
+    fn new(config: &Config, name: &Name, source: &config::Source, metrics: &Metrics) -> Result<Self, KeyError> {
         let counted = |outcome| {
             let labels = RequestLabels { source: name.to_string(), outcome };
             metrics.requests.get_or_create_owned(&labels)
         };
-        let scheme = match &source.verify {
-            Some(Verify::None) => None,
-            Some(Verify::Scheme(scheme)) => Some((**scheme).clone()),
-            None => source.find_preset().map(|preset| preset.verify),
-        };
-        let proof = match scheme {
-            None => Proof::None,
-            Some(scheme) => {
-                let of_secret = scheme.clone();
-                let keys = KeyRing::load(source.secrets.clone(), move |secret| of_secret.key(secret))?;
-                Proof::Signature { scheme: Box::new(scheme), keys: Arc::new(keys) }
+        let profile = source.profile();
+        let captures = profile.handshakes().iter().any(Handshake::captures);
+        let answers = profile.handshakes().iter().any(Handshake::needs_secret);
+        let secrets = answers.then(|| KeyRing::load(source.secrets.clone(), as_it_is).map(Arc::new)).transpose()?;
+        let proof = match &profile.verify {
+            Some(Verify::Ways(ways)) => {
+                let of_secret = ways.clone();
+                let prepare = move |secret: &Secret| of_secret.credential(secret);
+                let credentials = match captures {
+                    true => KeyRing::load_present(source.secrets.clone(), prepare),
+                    false => KeyRing::load(source.secrets.clone(), prepare),
+                };
+                Proof::Ways { ways: ways.clone(), credentials: Arc::new(credentials?) }
             }
+            Some(Verify::None) | None => Proof::None,
         };
-        let token = source.path_token.clone();
-        let token = token.map(|token| KeyRing::load(vec![token], |secret| Ok(secret.clone()))).transpose()?;
+        let token = |secret: &Option<SecretRef>| {
+            secret.clone().map(|secret| KeyRing::load(vec![secret], as_it_is).map(Arc::new)).transpose()
+        };
+        let event_methods = profile.event_methods();
+        let mut methods = event_methods.clone();
+        for handshake in profile.handshakes() {
+            methods.extend(handshake.methods().filter_map(|method| method.parse().ok()));
+        }
+        methods.sort_by(|left: &Method, right| left.as_str().cmp(right.as_str()));
+        methods.dedup();
         Ok(Self {
             name: name.clone(),
+            endpoint: source.endpoint(name, config.gateway.public_url.as_ref()).unwrap_or_default(),
             proof,
-            path_token: token.map(Arc::new),
-            event_type: source.type_places(),
-            id: source.id_place(),
-            recent: RecentBodies::new(source.dedupe_hash_window),
+            secrets,
+            path_token: token(&source.path_token)?,
+            verify_token: token(&source.verify_token)?,
+            captured: source.secrets.iter().find_map(SecretRef::file).filter(|_| captures).map(Captured::new),
+            methods,
+            event_methods,
+            max_body: profile.max_body.map(|max| usize::try_from(max.as_u64()).unwrap_or(usize::MAX)),
+            types: source.types.clone(),
+            split: source.split,
+            recent: RecentBodies::new(profile.dedupe_hash_window.unwrap_or(DEDUPE_HASH_WINDOW)),
             headers: source.headers.clone(),
             limits: SourceLimits::new(source),
             stored: counted("stored"),
             duplicate: counted("duplicate"),
+            profile,
         })
     }
 
@@ -117,24 +159,98 @@ impl Source {
         }
     }
 
-    /// Whether the request is genuine.
-    pub(super) fn verify(&self, parts: Parts<'_>, now: SystemTime) -> Result<(), Rejection> {
-        match &self.proof {
-            Proof::None => Ok(()),
-            Proof::Signature { scheme, keys } => scheme.verify(&keys.keys(), self.id.as_ref(), parts, now),
+    /// The public URL that a request was sent to, without its query.
+    pub(super) fn endpoint(&self, token: Option<&str>) -> Cow<'_, str> {
+        match token {
+            Some(token) if !self.endpoint.is_empty() => format!("{}/{token}", self.endpoint).into(),
+            _ => Cow::Borrowed(&self.endpoint),
         }
     }
 
-    /// The event type: what is found at the places, joined by dots.
-    pub(super) fn event_type(&self, parts: Parts<'_>) -> Option<String> {
-        let found: Vec<_> = self.event_type.iter().filter_map(|place| place.find(parts)).collect();
-        let mut joined = found.join(".");
-        joined.truncate(joined.floor_char_boundary(MAX_TYPE_BYTES));
-        (!joined.is_empty()).then_some(joined)
+    /// Whether the request is genuine. What no signature is asked for proves nothing, and is taken.
+    pub(super) fn verify(
+        &self,
+        request: &Request<'_>,
+        now: SystemTime,
+        documents: &dyn Fn(&str) -> Option<Arc<Document>>,
+    ) -> Result<Option<Genuine>, Rejection> {
+        match &self.proof {
+            Proof::None => Ok(None),
+            Proof::Ways { ways, credentials } => {
+                let inquiry = Inquiry { request, id: self.profile.id.as_ref(), now, documents };
+                ways.verify(&credentials.keys(), &inquiry).map(Some)
+            }
+        }
+    }
+
+    /// The addresses of the key sets that tokens are checked with.
+    pub(super) fn key_sets(&self) -> impl Iterator<Item = &Url> {
+        self.profile.schemes().filter_map(|scheme| scheme.jwks.as_ref())
+    }
+
+    /// The handshake that a request is, if it is one: of those that must prove themselves, or of the others.
+    pub(super) fn handshake(&self, request: &Request<'_>, verified: bool) -> Option<&Handshake> {
+        self.profile.handshakes().iter().find(|rule| rule.verified == verified && rule.fits(request))
+    }
+
+    /// The answer to a handshake; `genuine` is with which secret it was proved.
+    pub(super) fn shake(
+        &self,
+        rule: &Handshake,
+        request: &Request<'_>,
+        genuine: Option<&Genuine>,
+    ) -> Result<Reply, Refusal> {
+        let (secrets, tokens) =
+            (self.secrets.as_ref().map(|ring| ring.keys()), self.verify_token.as_ref().map(|ring| ring.keys()));
+        let known = Known {
+            verify_token: tokens.as_ref().and_then(|tokens| tokens.first()),
+            secret: secrets.as_ref().and_then(|secrets| secrets.get(genuine.map_or(0, |genuine| genuine.secret))),
+        };
+        rule.answer(request, known)
+    }
+
+    /// Whether the source has a secret to verify with.
+    pub(super) fn has_secret(&self) -> bool {
+        matches!(&self.proof, Proof::Ways { credentials, .. } if !credentials.keys().is_empty())
+    }
+
+    /// Reads the secrets again after one was captured.
+    pub(super) fn reload(&self) -> Result<(), KeyError> {
+        match &self.proof {
+            Proof::Ways { credentials, .. } => credentials.reload().map(|_| ()),
+            Proof::None => Ok(()),
+        }
+    }
+
+    /// Whether the method carries events.
+    pub(super) fn takes_events_by(&self, method: &Method) -> bool {
+        self.event_methods.contains(method)
+    }
+
+    /// Whether a content type is taken.
+    pub(super) fn takes_content_type(&self, value: Option<&str>) -> bool {
+        let Some(taken) = &self.profile.content_types else { return true };
+        let bare = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        taken.iter().any(|taken| taken.eq_ignore_ascii_case(bare))
+    }
+
+    /// Whether events of this type are published.
+    pub(super) fn wants(&self, event_type: Option<&str>) -> bool {
+        let event_type = event_type.unwrap_or("unknown");
+        self.types.is_empty() || self.types.iter().any(|pattern| matches(pattern, event_type))
+    }
+
+    /// The type of a request.
+    pub(super) fn event_type(&self, request: &Request<'_>) -> Option<String> {
+        self.profile.event_type.as_ref()?.event_type(Scope::of(request))
     }
 
     /// The provider's own delivery id.
-    pub(super) fn provider_id(&self, parts: Parts<'_>) -> Option<String> {
-        crate::event::id::provider(&self.id.as_ref()?.find(parts)?)
+    pub(super) fn provider_id(&self, request: &Request<'_>) -> Option<String> {
+        id::provider(&self.profile.id.as_ref()?.id(Scope::of(request)).ok()??)
     }
+}
+
+fn as_it_is(secret: &Secret) -> Result<Secret, String> {
+    Ok(secret.clone())
 }

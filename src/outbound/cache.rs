@@ -71,8 +71,9 @@ impl<T: Send + Sync + 'static> Cache<T> {
         })
     }
 
-    /// Puts a document in place as if it had just been fetched, for what is known beforehand.
-    pub(crate) fn insert(&self, url: &Url, document: T) {
+    /// Puts a document in place as if it had just been fetched.
+    #[cfg(test)]
+    fn insert(&self, url: &Url, document: T) {
         let (Some(key), document) = (key(url), Arc::new(document)) else { return };
         let (now, mut shelf) = (self.0.clock.now(), self.shelf());
         if shelf.begin(&key, watch::channel(Some(Ok(document.clone()))).1) {

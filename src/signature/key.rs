@@ -1,14 +1,22 @@
-//! How the text that an operator pastes becomes key bytes.
+//! How the text that an operator pastes becomes a key.
 
-use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER_PERMISSIVE};
+use std::borrow::Cow;
+
+use data_encoding::HEXLOWER_PERMISSIVE;
 use serde::Deserialize;
 
+use super::encoding::base64;
+use super::mac::{Hash, MacKey, any_equal};
+use super::public_key::{PublicKey, Signing};
 use crate::secret::Secret;
 
 /// The prefix of a Standard Webhooks secret (specification, "Signature scheme").
 const WHSEC: &[u8] = b"whsec_";
 
-/// The form of a secret.
+/// What is signed, in pieces.
+pub(super) type Pieces<'a> = [Cow<'a, [u8]>];
+
+/// How a shared secret is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyForm {
@@ -21,6 +29,19 @@ pub enum KeyForm {
     Hex,
     /// Base64, with or without padding.
     Base64,
+    /// The SHA-1 of the text.
+    Sha1,
+}
+
+/// A secret, prepared for one way of verifying.
+#[derive(Clone)]
+pub(crate) enum Key {
+    /// A shared key.
+    Mac(Box<MacKey>),
+    /// A text that the request repeats or that is part of what is signed.
+    Text(Secret),
+    /// The provider's public key.
+    Public(PublicKey),
 }
 
 impl KeyForm {
@@ -39,14 +60,38 @@ impl KeyForm {
             },
             Self::Hex => HEXLOWER_PERMISSIVE.decode(text).map_err(|_| "is not hexadecimal")?,
             Self::Base64 => base64(text).ok_or("is not base64")?,
+            Self::Sha1 => Hash::Sha1.digest(&[text]),
         };
         if decoded.is_empty() { Err("has no key bytes".to_owned()) } else { Ok(Secret::new(decoded)) }
     }
 }
 
-/// Decodes base64 whether or not it is padded.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    BASE64.decode(text).or_else(|_| BASE64_NOPAD.decode(text)).ok()
+impl Key {
+    /// A public key that makes such signatures.
+    pub(super) fn public(secret: &Secret, signing: Signing) -> Result<Self, String> {
+        let key = PublicKey::parse(secret.expose())?;
+        if signing.takes(&key) {
+            Ok(Self::Public(key))
+        } else {
+            Err("is a public key of another kind than the algorithm needs".to_owned())
+        }
+    }
+
+    /// The text, for keys that are one.
+    pub(super) fn text(&self) -> Option<&[u8]> {
+        match self {
+            Self::Text(secret) => Some(secret.expose()),
+            Self::Mac(_) | Self::Public(_) => None,
+        }
+    }
+
+    /// Whether any of the claimed codes was made with this key.
+    pub(super) fn made(&self, pieces: &Pieces<'_>, claims: &[Vec<u8>]) -> bool {
+        match self {
+            Self::Mac(key) => any_equal(&key.mac(pieces), claims),
+            Self::Text(_) | Self::Public(_) => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -73,5 +118,12 @@ mod tests {
             let reason = decode(form, text).unwrap_err();
             assert!(!reason.contains("!!") && !reason.contains("xyz"), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_public_key_of_another_kind_is_refused() {
+        let key = Secret::new("c3d7c48ab0ca492e1b182da0706a22fdcc702c30bba93970082380b7b508b24d");
+        assert!(Key::public(&key, Signing::Ed25519).is_ok());
+        assert!(Key::public(&key, Signing::P256).is_err());
     }
 }

@@ -78,7 +78,7 @@ async fn every_mistake_is_named_with_file_key_and_reason_and_without_a_secret() 
     for expected in [
         "gateway.max_bdy: unknown key `max_bdy`, did you mean `max_body`?",
         "sources.absent.secrets: environment variable `HOOKBRIDGE_TEST_UNSET` is not set",
-        "sources.both: has both `preset` and `verify`",
+        "sources.both: has both `preset` and verify = ",
         "sources.naked.secrets.0: a secret is written `env:NAME`",
     ] {
         let expected = format!("error: {file}: {expected}");

@@ -43,16 +43,21 @@ impl Answer {
     }
 }
 
+/// Makes a request.
+pub(crate) async fn request(method: &str, url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+    send(method, url, headers, body).await
+}
+
 /// Posts a body.
 pub(crate) async fn post(url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
     request("POST", url, headers, body).await
 }
 
-/// Makes a request.
-pub(crate) async fn request(method: &str, url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+/// Makes a request whose headers are the bytes of these texts, whatever they are.
+pub(crate) async fn send(method: &str, url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
     let mut request = Request::builder().method(method).uri(url);
     for (name, value) in headers {
-        request = request.header(*name, *value);
+        request = request.header(*name, value.as_bytes());
     }
     let client = Client::builder(TokioExecutor::new()).build_http();
     let answer = within("an answer", client.request(request.body(Full::new(body.into())).unwrap())).await.unwrap();

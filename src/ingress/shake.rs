@@ -1,0 +1,63 @@
+//! Doing what a handshake asks for: keeping a secret, calling a URL, answering.
+
+use std::io::ErrorKind;
+
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+
+use super::answer::ReceiveError;
+use super::source::Source;
+use crate::outbound::Fetcher;
+use crate::secret::Secret;
+use crate::signature::Reply;
+
+/// What is echoed is never taken for a page.
+const NOSNIFF: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+
+/// Does what has to be done before the answer, then gives it.
+pub(super) async fn act(
+    source: &Source,
+    handshake: &str,
+    reply: Reply,
+    fetcher: &Fetcher,
+) -> Result<Response, ReceiveError> {
+    if let Some(secret) = &reply.capture {
+        keep(source, secret)?;
+    }
+    if let Some(url) = &reply.confirm {
+        let confirmed = fetcher.get(url).await;
+        confirmed.map_err(|error| ReceiveError::NotNow(format!("not confirmed: {error}")))?;
+    }
+    tracing::info!(source.name = %source.name, handshake, "Answered the handshake `{handshake}` of {}", source.name);
+    let mut response = (reply.status, reply.body).into_response();
+    let headers = response.headers_mut();
+    headers.remove(CONTENT_TYPE);
+    headers.extend(reply.content_type.map(|content_type| (CONTENT_TYPE, HeaderValue::from_static(content_type))));
+    headers.extend([NOSNIFF]);
+    headers.extend(reply.headers);
+    Ok(response)
+}
+
+/// Keeps the secret that the provider chose, and begins to use it.
+fn keep(source: &Source, secret: &Secret) -> Result<(), ReceiveError> {
+    if source.has_secret() {
+        return Err(ReceiveError::Captured);
+    }
+    let Some(captured) = &source.captured else {
+        return Err(ReceiveError::NotNow("no `file:` among `secrets` to keep the provider's secret in".to_owned()));
+    };
+    let file = captured.file().display();
+    match captured.keep(secret) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(ReceiveError::Captured),
+        Err(error) => return Err(ReceiveError::NotNow(format!("the secret cannot be kept in {file}: {error}"))),
+    }
+    source.reload().map_err(|error| ReceiveError::NotNow(error.to_string()))?;
+    tracing::warn!(
+        source.name = %source.name,
+        "The provider sent the secret of {}: it is in {file}, for you to read; delete the file to begin again",
+        source.name
+    );
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! `when`: what a request must be for a rule to apply to it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::event::Places;
+use crate::event::place::Scope;
+
+/// Places and what must be there, all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conditions(Vec<(Places, Wanted)>);
+
+/// What must be at a place.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "expected a text, `true` for anything or `false` for nothing")]
+enum Wanted {
+    /// Anything, or nothing.
+    Present(bool),
+    /// A number as its text.
+    Number(i64),
+    /// A text in which `*` stands for any characters.
+    Text(String),
+}
+
+impl Conditions {
+    /// Whether all of them hold. What is ambiguous is not there.
+    pub(crate) fn hold(&self, scope: Scope<'_>) -> bool {
+        self.0.iter().all(|(places, wanted)| {
+            let text = || places.find(scope).ok().flatten();
+            match wanted {
+                Wanted::Present(present) => places.is_there(scope) == *present,
+                Wanted::Number(number) => text().is_some_and(|text| text == number.to_string()),
+                Wanted::Text(pattern) => text().is_some_and(|text| matches(pattern, &text)),
+            }
+        })
+    }
+
+    /// Whether nothing is asked.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Whether a text fits a pattern in which `*` stands for any characters, also none.
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    // A pattern without a star at its end has to be there at the end.
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some(at) = text.find(part) else { return false };
+        text = &text[at + part.len()..];
+    }
+    text.ends_with(last)
+}
+
+impl<'de> Deserialize<'de> for Conditions {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        let wanted = BTreeMap::<String, Wanted>::deserialize(value)?;
+        let parse = |(place, wanted): (String, Wanted)| Ok((place.parse().map_err(de::Error::custom)?, wanted));
+        wanted.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_characters() {
+        for (pattern, text, expected) in [
+            ("v2", "v2", true),
+            ("v2", "v20", false),
+            ("*algorithm=HMAC_SHA256", "key=a,algorithm=HMAC_SHA256", true),
+            ("*algorithm=HMAC_SHA256", "key=a,algorithm=HMAC_SHA256X", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("whpk_*", "whpk_", true),
+            ("ab*ba", "aba", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Signing what goes out, with the same schemes that verify what comes in.
+
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderName, Method};
+
+use super::Scheme;
+use super::key::Key;
+use super::scheme::SchemeError;
+use super::template::Values;
+use crate::event::place::Scope;
+use crate::event::{Place, Request};
+
+impl Scheme {
+    /// Refuses a scheme that an outgoing request cannot be signed with. `id` is where its delivery id goes.
+    pub fn validate_signing(&self) -> Result<(), SchemeError> {
+        let wrong = |key, reason| Err(SchemeError { key, reason });
+        if !self.algorithm.is_hmac() {
+            return wrong("algorithm", "needs a key that signs: use one of the hmac algorithms");
+        }
+        if self.header().is_none() || self.signature.len() != 1 {
+            return wrong("signature", "must be one header");
+        }
+        if !self.signed.can_be_sent() {
+            return wrong("signed", "may hold {body}, {body:sha256}, {timestamp} and {id} only");
+        }
+        if self.each.is_some() || self.body_hash.is_some() || !self.when.is_empty() {
+            return wrong("signed", "`each`, `body_hash` and `when` are for requests that come in");
+        }
+        if self.signed.has_timestamp() && self.timestamp_place().is_none() {
+            return wrong("timestamp", "must be a header, or an entry of the signature's header by name");
+        }
+        Ok(())
+    }
+
+    fn timestamp_place(&self) -> Option<&Place> {
+        match self.timestamp.as_ref()?.iter().next()? {
+            place @ Place::Header(_) => Some(place),
+            place @ Place::Entry(name) if self.separator.is_some() && name.parse::<usize>().is_err() => Some(place),
+            _ => None,
+        }
+    }
+
+    /// The headers that sign these bytes with every key. `now` is the time of the attempt.
+    pub(crate) fn sign(&self, keys: &[Key], id: &str, now: SystemTime, body: &[u8]) -> Vec<(HeaderName, String)> {
+        let Some(header) = self.header() else { return Vec::new() };
+        let timestamp = self.unit.write(now);
+        let none = HeaderMap::new();
+        let request = Request::new(&Method::POST, "", None, &none, body);
+        let values = Values { timestamp: Some(&timestamp), id: Some(id), ..Values::of(Scope::of(&request)) };
+        // What an outgoing request has not was refused when the configuration was loaded.
+        let pieces = self.signed.fill(values).unwrap_or_default();
+        let codes = keys.iter().filter_map(|key| match key {
+            Key::Mac(key) => Some(format!("{}{}", self.prefix, self.encoding.encode(&key.mac(&pieces)))),
+            Key::Text(_) | Key::Public(_) => None,
+        });
+        let mut headers = Vec::with_capacity(2);
+        let entry = match self.timestamp_place() {
+            Some(Place::Entry(name)) => Some(format!("{name}={timestamp}")),
+            Some(Place::Header(name)) => {
+                headers.push((name.clone(), timestamp.clone()));
+                None
+            }
+            _ => None,
+        };
+        let value = match &self.separator {
+            Some(separator) => entry.into_iter().chain(codes).collect::<Vec<_>>().join(separator),
+            None => codes.take(1).collect(),
+        };
+        headers.push((header.clone(), value));
+        headers
+    }
+}
