@@ -21,6 +21,7 @@ pub mod scheme;
 mod sign;
 mod template;
 mod timestamp;
+mod verifier;
 mod verify;
 
 pub use condition::Conditions;
@@ -36,5 +37,6 @@ pub use profile::{Profile, Verify};
 pub use rejection::Rejection;
 pub use scheme::{Algorithm, Scheme};
 pub use template::Template;
+pub use verifier::Verifier;
 pub use verify::Ways;
 pub(crate) use verify::{Credential, Genuine, Inquiry};
