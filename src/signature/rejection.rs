@@ -32,7 +32,7 @@ pub enum Rejection {
         reason: &'static str,
     },
     /// It does not belong to these bytes and any of the secrets.
-    #[error("mismatch with all {secrets} secrets")]
+    #[error("mismatch with {}", all(*.secrets))]
     Mismatch {
         /// How many secrets were tried.
         secrets: usize,
@@ -103,6 +103,10 @@ impl Rejection {
             Self::TooOld { .. } | Self::TooNew { .. } => 7,
         }
     }
+}
+
+fn all(secrets: usize) -> String {
+    if secrets == 1 { "the only secret".to_owned() } else { format!("all {secrets} secrets") }
 }
 
 fn public(url: &Url) -> String {
