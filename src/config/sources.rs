@@ -51,6 +51,10 @@ pub struct Source {
     /// counted, and not published. Without it, all are.
     #[serde(default)]
     pub types: Vec<String>,
+    /// How long the sender waits for an answer, where that is less than `gateway.publish_timeout` allows for: what is
+    /// not confirmed in four fifths of it is answered 503 in time for the sender to hear it.
+    #[serde(default, with = "humantime_serde")]
+    pub answer_within: Option<Duration>,
     /// How a list in the body is taken apart.
     #[serde(default)]
     pub batch: Option<Batch>,
@@ -124,6 +128,7 @@ impl Source {
             handshake: self.handshake.clone(),
             answer: self.answer.clone(),
             dedupe_hash_window: self.dedupe_hash_window,
+            answer_within: self.answer_within,
             batch: self.batch.clone(),
             methods: self.methods.clone(),
             content_types: self.content_types.clone(),

@@ -1,8 +1,13 @@
 //! A webhook request as verification, naming and handshakes look at it: values, no I/O.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::ready;
 use std::sync::OnceLock;
 
+use bytes::Bytes;
+use futures_util::{FutureExt, stream};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method};
 
 /// The most fields of a form that are read; honest senders have a few dozen.
@@ -49,7 +54,16 @@ impl<'a> Request<'a> {
 
     /// The fields of a form body. `None` when there are more than anybody honest sends.
     pub(crate) fn form(&self) -> Option<&[(String, String)]> {
-        self.form.get_or_init(|| fields(self.body)).as_deref()
+        let read = || match self.boundary() {
+            Some(boundary) => parts(self.body, boundary),
+            None => fields(self.body),
+        };
+        self.form.get_or_init(read).as_deref()
+    }
+
+    /// What separates the parts, where the body is `multipart/form-data`.
+    fn boundary(&self) -> Option<String> {
+        multer::parse_boundary(self.headers.get(CONTENT_TYPE)?.to_str().ok()?).ok()
     }
 
     /// The parameters of the query, percent-decoded. As many as headers can hold.
@@ -64,9 +78,41 @@ fn fields(body: &[u8]) -> Option<Fields> {
     (fields.len() <= MAX_FIELDS).then_some(fields)
 }
 
+/// The text parts of a `multipart/form-data` body. `None` when it is not one, or has too many.
+///
+/// The reader is made for bodies that arrive bit by bit; this one is all there, so it never waits.
+fn parts(body: &[u8], boundary: String) -> Option<Fields> {
+    let body = Bytes::copy_from_slice(body);
+    let mut reader = multer::Multipart::new(stream::once(ready(Ok::<_, Infallible>(body))), boundary);
+    let mut fields = Fields::new();
+    while let Some(part) = reader.next_field().now_or_never()?.ok()? {
+        if fields.len() == MAX_FIELDS {
+            return None;
+        }
+        let Some(name) = part.name().map(str::to_owned) else { continue };
+        let value = part.bytes().now_or_never()?.ok()?;
+        fields.push((name, String::from_utf8_lossy(&value).into_owned()));
+    }
+    Some(fields)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_multipart_form_has_fields_as_well() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, "multipart/form-data; boundary=XX".parse().unwrap());
+        let read = |body: &str| {
+            let request = Request::new(&Method::POST, "", None, &headers, body.as_bytes());
+            request.form().map(<[_]>::to_vec)
+        };
+        let whole = "--XX\r\ncontent-disposition: form-data; name=\"json\"\r\n\r\n{\"a\":1}\r\n--XX--\r\n";
+        assert_eq!(read(whole), Some(vec![("json".to_owned(), "{\"a\":1}".to_owned())]));
+        assert_eq!(read(&whole[..whole.len() - 10]), None);
+        assert_eq!(read("a=1"), None);
+    }
 
     #[test]
     fn a_form_with_more_fields_than_anybody_sends_is_none() {

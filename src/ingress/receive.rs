@@ -270,7 +270,8 @@ impl Receiver {
         if events.events.iter().any(|event| event.wire_bytes() > max_payload) {
             return Err(ReceiveError::EventTooLarge { limit: self.body_limit(source) });
         }
-        let left = self.limits.request_timeout.saturating_sub(begun.elapsed());
+        let patience = source.profile.answer_within.map_or(Duration::MAX, |within| within * 4 / 5);
+        let left = self.limits.request_timeout.min(patience).saturating_sub(begun.elapsed());
         let duplicate = match events.store(&self.broker, self.limits.publish_timeout.min(left)).await {
             Err(crate::broker::PublishError::TooLarge) => {
                 return Err(ReceiveError::EventTooLarge { limit: self.body_limit(source) });

@@ -62,6 +62,8 @@ struct File {
     answer: Option<Answer>,
     #[serde(default, with = "humantime_serde")]
     dedupe_hash_window: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    answer_within: Option<Duration>,
     #[serde(default)]
     batch: Option<Batch>,
     #[serde(default)]
@@ -110,6 +112,7 @@ fn read(text: &str) -> Result<Preset, Box<figment::Error>> {
         handshake: file.handshake,
         answer: file.answer,
         dedupe_hash_window: file.dedupe_hash_window,
+        answer_within: file.answer_within,
         batch: file.batch,
         methods: file.methods,
         content_types: file.content_types,

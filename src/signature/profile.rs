@@ -76,6 +76,8 @@ pub struct Profile {
     pub answer: Option<Answer>,
     /// For how long equal bodies without a delivery id are one event; zero for not at all.
     pub dedupe_hash_window: Option<Duration>,
+    /// How long the sender waits for an answer.
+    pub answer_within: Option<Duration>,
     /// How a list is taken apart.
     pub batch: Option<Batch>,
     /// The methods that carry events.
@@ -96,6 +98,7 @@ impl Profile {
             handshake: self.handshake.or(other.handshake),
             answer: self.answer.or(other.answer),
             dedupe_hash_window: self.dedupe_hash_window.or(other.dedupe_hash_window),
+            answer_within: self.answer_within.or(other.answer_within),
             batch: self.batch.or(other.batch),
             methods: self.methods.or(other.methods),
             content_types: self.content_types.or(other.content_types),

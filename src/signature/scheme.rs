@@ -75,8 +75,10 @@ pub struct Scheme {
     pub timestamp: Option<Places>,
     /// How it is written.
     pub unit: Unit,
-    /// How far it may be from now, in either direction.
+    /// How old it may be.
     pub tolerance: Duration,
+    /// How far ahead it may be.
+    pub future: Duration,
     /// A list of items that must each prove themselves.
     pub each: Option<Pointer>,
     /// Where a signed hash of the body is.
@@ -145,6 +147,8 @@ struct Table {
     unit: Unit,
     #[serde(default = "default_tolerance", with = "humantime_serde")]
     tolerance: Duration,
+    #[serde(default, with = "humantime_serde")]
+    future: Option<Duration>,
     #[serde(default)]
     each: Option<Pointer>,
     #[serde(default)]
@@ -364,6 +368,7 @@ impl TryFrom<Table> for Scheme {
             timestamp: table.timestamp,
             unit: table.unit,
             tolerance: table.tolerance,
+            future: table.future.unwrap_or(table.tolerance),
             each: table.each,
             body_hash: table.body_hash,
             unsigned_body: table.unsigned_body,

@@ -51,19 +51,25 @@ impl Unit {
         }
     }
 
-    /// Refuses a timestamp that is further from now than the tolerance, in either direction.
-    pub(super) fn check(self, text: &str, place: &str, tolerance: Duration, now: SystemTime) -> Result<(), Rejection> {
+    /// Refuses a timestamp that is older or further ahead than it may be.
+    pub(super) fn check(
+        self,
+        text: &str,
+        place: &str,
+        (past, future): (Duration, Duration),
+        now: SystemTime,
+    ) -> Result<(), Rejection> {
         let malformed = |reason| Rejection::Malformed { place: place.to_owned(), reason };
         let sent = self.read(text).map_err(malformed)?;
         let now = match self {
             Self::Seconds => i128::from(unix_seconds(now)) * 1000,
             Self::Milliseconds | Self::Rfc3339 => i128::from(unix_millis(now)),
         };
-        let beyond = |distance: i128| {
+        let beyond = |distance: i128, tolerance: Duration| {
             let over = distance - i128::try_from(tolerance.as_millis()).unwrap_or(i128::MAX);
             u64::try_from(over).ok().filter(|over| *over > 0).map(Duration::from_millis)
         };
-        match (beyond(now - sent), beyond(sent - now)) {
+        match (beyond(now - sent, past), beyond(sent - now, future)) {
             (Some(by), _) => Err(Rejection::TooOld { by }),
             (_, Some(by)) => Err(Rejection::TooNew { by }),
             (None, None) => Ok(()),
@@ -84,7 +90,7 @@ mod tests {
 
     fn check(unit: Unit, text: &str) -> Result<(), Rejection> {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_760_000_000);
-        unit.check(text, "header:t", Duration::from_secs(300), now)
+        unit.check(text, "header:t", (Duration::from_secs(300), Duration::from_secs(300)), now)
     }
 
     #[test]
@@ -108,6 +114,14 @@ mod tests {
         assert_eq!(check(Unit::Seconds, "1760000712"), Err(Rejection::TooNew { by }));
         assert!(check(Unit::Milliseconds, "1759999699999").is_err());
         assert_eq!(Rejection::TooOld { by }.to_string(), "too old by 412 s");
+    }
+
+    #[test]
+    fn the_future_can_have_a_tolerance_of_its_own() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_760_000_000);
+        let check = |text: &str| Unit::Seconds.check(text, "t", (Duration::from_secs(300), Duration::from_secs(5)), now);
+        assert_eq!(check("1759999700"), Ok(()));
+        assert_eq!(check("1760000006"), Err(Rejection::TooNew { by: Duration::from_secs(1) }));
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Scheme {
         let secret = self.matching_secret(keys, &claims, values, inquiry)?;
         if let (Some(text), Some(places)) = (&timestamp, &self.timestamp) {
             self.check_listed(places, scope)?;
-            self.unit.check(text, &places.to_string(), self.tolerance, inquiry.now)?;
+            self.unit.check(text, &places.to_string(), (self.tolerance, self.future), inquiry.now)?;
         }
         self.check_body_hash(scope)?;
         self.check_secret_at(keys, scope)?;
