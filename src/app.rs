@@ -100,7 +100,7 @@ impl App {
             let address = listener.address()?;
             gateway = Some(address);
             let listener = listener.observed_by(observer(&metrics));
-            let published = plan.clone().publishing(config.gateway.max_body.as_u64() + config::HEADER_ROOM);
+            let published = plan.clone().publishing(config.largest_body() + config::HEADER_ROOM);
             let (broker, supervisor) = Broker::connect(&config.nats, published, "gateway").await.context("nats")?;
             links.set(Role::Gateway, broker.clone());
             let (supervised, failed, draining) = (supervisor.run(last.clone()), failed.clone(), lifecycle.clone());

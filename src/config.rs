@@ -70,6 +70,14 @@ pub struct Config {
     pub telemetry: Telemetry,
 }
 
+impl Config {
+    /// The largest body that any source takes, in bytes.
+    pub fn largest_body(&self) -> u64 {
+        let of_sources = self.sources.values().filter_map(|source| source.profile().max_body);
+        of_sources.chain([self.gateway.max_body]).map(|max| max.as_u64()).max().unwrap_or_default()
+    }
+}
+
 fn default_shutdown_grace() -> Duration {
     Duration::from_secs(20)
 }

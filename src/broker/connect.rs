@@ -239,7 +239,7 @@ impl Supervisor {
         if self.plan.largest > info.max_payload as u64 && !self.is_ready_on(connection) {
             tracing::warn!(
                 nats.max_payload = info.max_payload,
-                "The server takes messages up to {} bytes, and gateway.max_body with headers needs {}: larger \
+                "The server takes messages up to {} bytes, and a max_body with its headers needs {}: larger \
                  webhooks are answered 413 until max_payload is raised",
                 info.max_payload,
                 self.plan.largest

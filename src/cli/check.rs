@@ -202,13 +202,14 @@ async fn online(config: &Config) -> bool {
 }
 
 fn payload_fits(config: &Config, server: &Server) -> bool {
-    let needed = config.gateway.max_body.as_u64() + HEADER_ROOM;
+    let largest = config.largest_body();
+    let needed = largest + HEADER_ROOM;
     if needed <= server.max_payload as u64 {
         return true;
     }
     complain(&format!(
-        "error: gateway.max_body {} with headers needs max_payload {}, and the server has {}: larger bodies would be answered 413",
-        size(config.gateway.max_body.as_u64()),
+        "error: a max_body of {} with headers needs max_payload {}, and the server has {}: larger bodies would be answered 413",
+        size(largest),
         size(needed),
         size(server.max_payload as u64)
     ));

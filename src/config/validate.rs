@@ -201,6 +201,9 @@ fn source(config: &Config, name: &Name, source: &Source, findings: &mut Findings
     }
     let profile = source.profile();
     self::profile(&table, &profile, findings);
+    if profile.max_body.is_some_and(|max| max > config.gateway.max_in_flight) {
+        findings.add(format!("{table}.max_body"), "is larger than gateway.max_in_flight: it could never be taken");
+    }
     if source.split && profile.batch.is_none() {
         findings.add(format!("{table}.split"), "needs `batch`, which says where the list is");
     }

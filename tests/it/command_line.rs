@@ -153,7 +153,7 @@ async fn a_server_that_takes_less_than_the_gateway_fails_the_check_online() {
     let checked =
         run(&mut Configuration::new(sign::SOURCES).hookbridge(&["check", "--online", "--nats", &nats.url()])).await;
     checked.assert_code(1);
-    for expected in ["gateway.max_body 960.0 KiB", "max_payload 1.0 MiB", "the server has 512.0 KiB"] {
+    for expected in ["a max_body of 960.0 KiB", "max_payload 1.0 MiB", "the server has 512.0 KiB"] {
         assert!(checked.stderr.contains(expected), "{expected:?} is not in: {checked}");
     }
 }
