@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn the_future_can_have_a_tolerance_of_its_own() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_760_000_000);
-        let check = |text: &str| Unit::Seconds.check(text, "t", (Duration::from_secs(300), Duration::from_secs(5)), now);
+        let check =
+            |text: &str| Unit::Seconds.check(text, "t", (Duration::from_secs(300), Duration::from_secs(5)), now);
         assert_eq!(check("1759999700"), Ok(()));
         assert_eq!(check("1760000006"), Err(Rejection::TooNew { by: Duration::from_secs(1) }));
     }

@@ -14,7 +14,7 @@ use url::Url;
 use super::key::{Key, Pieces};
 use super::mac::{Hash, any_equal};
 use super::profile::Naming;
-use super::public_key::{PublicKey, Signing};
+use super::public_key::PublicKey;
 use super::template::Values;
 use super::{Algorithm, Document, Rejection, Scheme};
 use crate::event::json::Pointer;
@@ -81,13 +81,10 @@ impl Ways {
             if !scheme.when.hold(Scope::of(inquiry.request)) {
                 continue;
             }
-            let key = |(secret, credential): (usize, &'_ Credential)| -> Option<usize> {
-                credential.get(position)?.as_ref().map(|_| secret)
-            };
-            let secrets: Vec<usize> = credentials.iter().enumerate().filter_map(key).collect();
-            let keys: Vec<(usize, &Key)> = secrets
-                .into_iter()
-                .filter_map(|secret| Some((secret, credentials[secret][position].as_ref()?)))
+            let keys: Vec<(usize, &Key)> = credentials
+                .iter()
+                .enumerate()
+                .filter_map(|(secret, credential)| Some((secret, credential.get(position)?.as_ref()?)))
                 .collect();
             if keys.is_empty() && scheme.needs_secret() {
                 continue;
@@ -204,34 +201,24 @@ impl Scheme {
         values: Values<'_>,
         inquiry: &Inquiry<'_>,
     ) -> Result<usize, Rejection> {
-        let fetched = self.certificate_key(values.scope, inquiry)?;
-        let mut found = None;
-        if self.algorithm.is_code() {
-            for variant in 0..self.signed.variants() {
-                let values = Values { variant, ..values };
-                if let (Some(key), false) = (&fetched, self.signed.has_secret()) {
-                    if self.signed_by(key, &self.signed.fill(values)?, claims) {
-                        found = Some(0);
-                    }
-                } else if self.signed.has_secret() {
-                    for (secret, key) in keys {
-                        let pieces = self.signed.fill(Values { secret: key.text(), ..values })?;
-                        if self.made_by(key, fetched.as_ref(), &pieces, claims) {
-                            found = Some(*secret);
-                        }
-                    }
-                } else {
-                    let pieces = self.signed.fill(values)?;
-                    for (secret, key) in keys {
-                        if self.made_by(key, None, &pieces, claims) {
-                            found = Some(*secret);
-                        }
-                    }
-                }
+        let certified = self.certificate_key(values.scope, inquiry)?.map(Key::Public);
+        // Each key that may have signed, and the secret that may be part of what it signed.
+        let candidates: Vec<(usize, &Key, Option<&[u8]>)> = match &certified {
+            None => keys.iter().map(|(secret, key)| (*secret, *key, key.text())).collect(),
+            Some(key) if self.signed.has_secret() => {
+                keys.iter().map(|(secret, own)| (*secret, key, own.text())).collect()
             }
-        } else {
-            for (secret, key) in keys {
-                if key.text().is_some_and(|text| any_equal(text, claims)) {
+            Some(key) => vec![(0, key, None)],
+        };
+        let mut found = None;
+        for variant in 0..self.signed.variants() {
+            let values = Values { variant, ..values };
+            let mut pieces = self.signed.fill(Values { secret: Some(b""), ..values })?;
+            for (secret, key, text) in &candidates {
+                if self.signed.has_secret() {
+                    pieces = self.signed.fill(Values { secret: *text, ..values })?;
+                }
+                if self.made(key, &pieces, claims) {
                     found = Some(*secret);
                 }
             }
@@ -239,21 +226,21 @@ impl Scheme {
         found.ok_or(Rejection::Mismatch { secrets: keys.len() })
     }
 
-    fn made_by(&self, key: &Key, fetched: Option<&PublicKey>, pieces: &Pieces<'_>, claims: &[Vec<u8>]) -> bool {
-        match (key, fetched) {
-            (_, Some(public)) | (Key::Public(public), None) => self.signed_by(public, pieces, claims),
-            (Key::Text(_), None) => any_equal(&Hash::Sha256.digest(pieces), claims),
-            (Key::Mac(_), None) => key.made(pieces, claims),
+    /// Whether one of the claims was made with this key over these bytes, or is the key.
+    fn made(&self, key: &Key, pieces: &Pieces<'_>, claims: &[Vec<u8>]) -> bool {
+        match key {
+            Key::Mac(key) => any_equal(&key.mac(pieces), claims),
+            Key::Text(_) if self.algorithm == Algorithm::PlainSha256 => any_equal(&Hash::Sha256.digest(pieces), claims),
+            Key::Text(text) => any_equal(text.expose(), claims),
+            Key::Public(key) => {
+                let Some(signing) = self.algorithm.signing() else { return false };
+                let message: Cow<'_, [u8]> = match pieces {
+                    [one] => Cow::Borrowed(one),
+                    several => several.concat().into(),
+                };
+                claims.iter().any(|claim| key.verifies(signing, &message, claim))
+            }
         }
-    }
-
-    fn signed_by(&self, key: &PublicKey, pieces: &Pieces<'_>, claims: &[Vec<u8>]) -> bool {
-        let signing = self.algorithm.signing().unwrap_or(Signing::RsaSha256);
-        let message: Cow<'_, [u8]> = match pieces {
-            [one] => Cow::Borrowed(one),
-            several => several.concat().into(),
-        };
-        claims.iter().any(|claim| key.verifies(signing, &message, claim))
     }
 
     /// The key of the certificate that the request names, if this way goes by certificates.
