@@ -211,6 +211,9 @@ impl Receiver {
             self.charge(arrival.sender);
             return shake::act(source, &rule.name, reply, &self.keys.fetcher).await.map(Received::Handshake);
         }
+        if !source.takes_proof_by(&head.method) {
+            return Err(ReceiveError::Method { allowed: source.methods.clone() });
+        }
         let text = |name: &HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         if !source.takes_content_type(text(&CONTENT_TYPE)) {
             return Err(ReceiveError::ContentType);

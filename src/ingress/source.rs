@@ -222,6 +222,12 @@ impl Source {
         }
     }
 
+    /// Whether a request by this method can be anything but a handshake that needs no proof.
+    pub(super) fn takes_proof_by(&self, method: &Method) -> bool {
+        let proved = |rule: &Handshake| rule.verified && rule.takes(method);
+        self.takes_events_by(method) || self.profile.handshakes().iter().any(proved)
+    }
+
     /// Whether the method carries events.
     pub(super) fn takes_events_by(&self, method: &Method) -> bool {
         self.event_methods.contains(method)

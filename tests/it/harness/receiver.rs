@@ -202,7 +202,7 @@ async fn read(stream: &mut TcpStream) -> Option<Delivered> {
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         headers.append(name.parse::<http::HeaderName>().ok()?, value.trim().parse().ok()?);
     }
-    let length: usize = headers.get("content-length")?.to_str().ok()?.parse().ok()?;
+    let length: usize = headers.get("content-length").map_or(Some(0), |length| length.to_str().ok()?.parse().ok())?;
     while bytes.len() < end + length {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
             return None;
