@@ -29,7 +29,7 @@ pub(crate) use condition::matches;
 pub(crate) use document::Document;
 pub use encoding::Encoding;
 pub use handshake::Handshake;
-pub(crate) use handshake::{Known, Refusal, Reply};
+pub(crate) use handshake::{Known, Refusal, Reply, is_challenge};
 pub(crate) use key::Key;
 pub use key::KeyForm;
 pub use preset::Preset;

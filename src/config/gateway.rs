@@ -12,9 +12,9 @@ use url::Url;
 use super::rate::{Rate, rate_or_none};
 
 /// What an address may send a second that proves nothing, unless the operator says otherwise.
-const PEER_RATE: NonZeroU32 = NonZeroU32::new(50).unwrap();
+const PEER_RATE: NonZeroU32 = NonZeroU32::new(500).unwrap();
 /// And how much of it at once.
-const PEER_BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
+const PEER_BURST: NonZeroU32 = NonZeroU32::new(1000).unwrap();
 
 /// Webhooks coming in.
 #[derive(Clone, Debug, Deserialize)]
@@ -50,7 +50,8 @@ pub struct Gateway {
     /// How many requests that prove nothing one address may send: a signature that is missing or wrong, no such
     /// source, a network, method, size or encoding that is not taken, a body that is too slow or breaks off. From
     /// an address that is over it everything is answered 429 before a signature is checked, genuine or not. But
-    /// genuine requests are never charged, so a provider with addresses of its own meets no limit here. An IPv6
+    /// genuine requests are never charged, so a provider with addresses of its own meets no limit here; one whose addresses
+    /// others share (every customer of GitHub sends from the same ones) is safe where a source lists its `networks`. An IPv6
     /// address counts by its /64. `"none"` turns it off.
     ///
     /// Private, shared (100.64.0.0/10), loopback and link-local addresses are exempt: behind a reverse proxy that

@@ -414,6 +414,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
             warnings
                 .push(format!("sources.{name}: has no `verify_token`, so the provider's handshake is answered 403"));
         }
+        let delicate = source.find_preset().is_some_and(|preset| preset.about.path_token);
+        if delicate && source.path_token.is_none() {
+            warnings.push(format!(
+                "sources.{name}: whoever knows the URL can take part in its handshake; a path_token would keep strangers out"
+            ));
+        }
         if matches!(profile.verify, Some(Verify::None)) && source.path_token.is_none() {
             warnings.push(format!(
                 "sources.{name}: takes requests from anybody (verify = \"none\"); a path_token would keep strangers out"

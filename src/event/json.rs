@@ -47,9 +47,15 @@ impl Pointer {
         walk(json, Step { ahead: &self.0, leaf: PhantomData::<FirstKey> })
     }
 
-    /// Whether a value is there that is not null: a scalar, an object or a list.
+    /// Whether a value is there that is not null: a scalar, an object or a list. Two members of one name on the way
+    /// are something as well.
     pub(crate) fn exists(&self, json: &[u8]) -> bool {
-        walk(json, Step { ahead: &self.0, leaf: PhantomData::<Anything> }).is_some()
+        let mut document = serde_json::Deserializer::from_slice(json);
+        let step = Step { ahead: &self.0, leaf: PhantomData::<Anything> };
+        match step.deserialize(&mut document) {
+            Ok(found) => found.is_some() && document.end().is_ok(),
+            Err(error) => error.is_data(),
+        }
     }
 
     /// The items of the list there, each as it is written. `None` when there is no list.
@@ -343,6 +349,8 @@ mod tests {
         let exists = |pointer: &str| Pointer::parse(pointer).unwrap().exists(body);
         assert!(exists("/o") && exists("/l") && exists("/s") && exists(""));
         assert!(!exists("/n") && !exists("/x") && !exists("/l/0"));
+        assert!(Pointer::parse("/a").unwrap().exists(br#"{"a":1,"a":2}"#));
+        assert!(!Pointer::parse("/a").unwrap().exists(br#"{"a":1"#));
     }
 
     #[test]

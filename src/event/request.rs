@@ -89,7 +89,8 @@ fn parts(body: &[u8], boundary: String) -> Option<Fields> {
         if fields.len() == MAX_FIELDS {
             return None;
         }
-        let Some(name) = part.name().map(str::to_owned) else { continue };
+        // A part without a name would be in no field, and so not in what is signed.
+        let name = part.name()?.to_owned();
         let value = part.bytes().now_or_never()?.ok()?;
         fields.push((name, String::from_utf8_lossy(&value).into_owned()));
     }

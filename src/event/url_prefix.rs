@@ -11,7 +11,8 @@ use url::Url;
 
 /// What a URL may begin with.
 ///
-/// Scheme and port must be equal, every label of the host equal or `*` in the pattern, and the path must begin
+/// Scheme and port must be equal, every label of the host equal or `*` in the pattern, or of the form of an AWS
+/// region where the pattern has `{region}` (a bucket of S3 can have almost any other name), and the path must begin
 /// with the pattern's path at a segment's border: `/hooks` allows `/hooks/a` and not `/hooksters`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -27,6 +28,8 @@ struct Prefix {
 
 /// Stands in for `*` while the pattern goes through the URL parser, which refuses the character in a host.
 const STAR_LABEL: &str = "hookbridge-any-label";
+/// Stands in for `{region}`.
+const REGION_LABEL: &str = "hookbridge-region-label";
 
 impl UrlPrefix {
     /// Whether the pattern is `"*"`, any URL.
@@ -40,11 +43,28 @@ impl UrlPrefix {
         let host = url.host_str().unwrap_or_default();
         let labels: Vec<&str> = host.split('.').collect();
         let same_host = labels.len() == prefix.labels.len()
-            && prefix.labels.iter().zip(&labels).all(|(wanted, label)| wanted == STAR_LABEL || wanted == label);
+            && prefix.labels.iter().zip(&labels).all(|(wanted, label)| match wanted.as_str() {
+                STAR_LABEL => true,
+                REGION_LABEL => is_region(label),
+                wanted => wanted == *label,
+            });
         let rest = url.path().strip_prefix(prefix.path.as_str());
         let at_border = rest.is_some_and(|rest| prefix.path.ends_with('/') || rest.is_empty() || rest.starts_with('/'));
         url.scheme() == prefix.scheme && same_host && url.port_or_known_default() == prefix.port && at_border
     }
+}
+
+/// Two letters, words and a number, joined by dashes: `us-east-1`, `us-gov-west-1`.
+fn is_region(label: &str) -> bool {
+    let parts: Vec<&str> = label.split('-').collect();
+    let [area, words @ .., number] = &parts[..] else { return false };
+    let letters = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase());
+    area.len() == 2
+        && letters(area)
+        && !words.is_empty()
+        && words.iter().all(letters)
+        && !number.is_empty()
+        && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl FromStr for UrlPrefix {
@@ -55,15 +75,16 @@ impl FromStr for UrlPrefix {
             return Ok(Self(None));
         }
         let wrong = |reason: &str| Err(format!("`{text}`: {reason}"));
-        let Ok(url) = text.replace('*', STAR_LABEL).parse::<Url>() else {
+        let Ok(url) = text.replace('*', STAR_LABEL).replace("{region}", REGION_LABEL).parse::<Url>() else {
             return wrong("is not a URL; write for example https://*.example.com/");
         };
         let labels: Vec<String> = url.host_str().unwrap_or_default().split('.').map(str::to_owned).collect();
         if !matches!(url.scheme(), "http" | "https") {
             return wrong("only http and https URLs can be called");
         }
-        if labels.iter().any(|label| label.contains(STAR_LABEL) && label != STAR_LABEL)
-            || url.path().contains(STAR_LABEL)
+        let partly = |label: &str, whole: &str| label.contains(whole) && label != whole;
+        if labels.iter().any(|label| partly(label, STAR_LABEL) || partly(label, REGION_LABEL))
+            || [STAR_LABEL, REGION_LABEL].iter().any(|label| url.path().contains(label))
         {
             return wrong("a `*` stands for one whole label of the host");
         }
@@ -78,7 +99,7 @@ impl FromStr for UrlPrefix {
 impl fmt::Display for UrlPrefix {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(prefix) = &self.0 else { return formatter.write_str("*") };
-        let host = prefix.labels.join(".").replace(STAR_LABEL, "*");
+        let host = prefix.labels.join(".").replace(STAR_LABEL, "*").replace(REGION_LABEL, "{region}");
         let default = if prefix.scheme == "https" { 443 } else { 80 };
         match prefix.port.filter(|port| *port != default) {
             Some(port) => write!(formatter, "{}://{host}:{port}{}", prefix.scheme, prefix.path),
@@ -101,6 +122,18 @@ mod tests {
 
     fn allows(pattern: &str, url: &str) -> bool {
         pattern.parse::<UrlPrefix>().unwrap().allows(&url.parse().unwrap())
+    }
+
+    #[test]
+    fn a_region_is_no_bucket() {
+        let sns = "https://sns.{region}.amazonaws.com/";
+        for host in ["us-east-1", "ap-southeast-2", "us-gov-west-1"] {
+            assert!(allows(sns, &format!("https://sns.{host}.amazonaws.com/a.pem")), "{host}");
+        }
+        for host in ["s3", "s3-ap-southeast-2", "evil", "us-east-1.evil", "us--1", "us-1", "us-east-1a"] {
+            assert!(!allows(sns, &format!("https://sns.{host}.amazonaws.com/a.pem")), "{host}");
+        }
+        assert_eq!(sns.parse::<UrlPrefix>().unwrap().to_string(), sns);
     }
 
     #[test]

@@ -100,6 +100,9 @@ pub(super) enum ReceiveError {
     /// Ours to mend: a key, a confirmation or a captured secret.
     #[error("not possible now")]
     NotNow(String),
+    /// A key at an address that the request names cannot be had.
+    #[error("not possible now")]
+    NoKey(String),
 }
 
 fn methods(allowed: &[Method]) -> String {
@@ -120,7 +123,7 @@ impl ReceiveError {
             Self::BrokenOff | Self::Handshake(Refusal::Unusable(_)) => StatusCode::BAD_REQUEST,
             Self::Rejected(_) => StatusCode::UNAUTHORIZED,
             // So that the sender tries again.
-            Self::NotStored(_) | Self::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotStored(_) | Self::NotNow(_) | Self::NoKey(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -143,7 +146,7 @@ impl ReceiveError {
             Self::Rejected(_) => "rejected",
             Self::Handshake(_) | Self::Captured => "handshake-refused",
             Self::NotStored(_) => "not-stored",
-            Self::NotNow(_) => "not-now",
+            Self::NotNow(_) | Self::NoKey(_) => "not-now",
         }
     }
 
@@ -154,7 +157,7 @@ impl ReceiveError {
                 true
             }
             Self::SourceRate(_) | Self::SourceBusy | Self::EventTooLarge { .. } => true,
-            Self::NotStored(_) | Self::NotNow(_) => true,
+            Self::NotStored(_) | Self::NotNow(_) | Self::NoKey(_) => true,
             Self::NoSource | Self::Method { .. } | Self::Network | Self::HeadersTooLarge { .. } => false,
             Self::BodyTooLarge { .. } | Self::ContentEncoding | Self::Busy | Self::PeerRate(_) => false,
             Self::TooSlow | Self::BrokenOff => false,
@@ -167,7 +170,7 @@ impl ReceiveError {
             Self::NoSource | Self::Method { .. } | Self::Network => true,
             Self::HeadersTooLarge { .. } | Self::BodyTooLarge { .. } | Self::ContentEncoding => true,
             Self::ContentType | Self::TooSlow | Self::BrokenOff | Self::Rejected(_) => true,
-            Self::Handshake(_) | Self::Captured => true,
+            Self::Handshake(_) | Self::Captured | Self::NoKey(_) => true,
             Self::Busy | Self::PeerRate(_) => false,
             // These have proved themselves, or it is for us to mend.
             Self::SourceRate(_) | Self::SourceBusy | Self::EventTooLarge { .. } | Self::TooManyItems { .. } => false,
@@ -180,7 +183,7 @@ impl ReceiveError {
             Self::Method { allowed } => Some((ALLOW, HeaderValue::try_from(methods(allowed)).ok()?)),
             Self::Busy | Self::SourceBusy => Some((RETRY_AFTER, BUSY_SECONDS)),
             Self::PeerRate(wait) | Self::SourceRate(wait) => Some((RETRY_AFTER, wait.seconds.into())),
-            Self::NotStored(_) | Self::NotNow(_) => Some((RETRY_AFTER, NOT_STORED_SECONDS)),
+            Self::NotStored(_) | Self::NotNow(_) | Self::NoKey(_) => Some((RETRY_AFTER, NOT_STORED_SECONDS)),
             _ => None,
         }
     }

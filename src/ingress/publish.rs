@@ -12,9 +12,9 @@ use super::source::Source;
 use crate::broker::{Broker, Outgoing, PublishError, Stored};
 use crate::event::cloud_event::CloudEvent;
 use crate::event::headers::Headers;
-use crate::event::json::MAX_ITEMS;
 use crate::event::place::Scope;
 use crate::event::{Place, Request, id, subject, trace};
+use crate::signature::Rejection;
 use crate::signature::profile::Batch;
 
 /// How many items of one batch are on their way to the stream at once.
@@ -38,9 +38,14 @@ pub(super) struct Events {
     pub(super) filtered: usize,
 }
 
-/// The list in the body has more items than are taken apart.
+/// Why no events can be made of a webhook.
 #[derive(Debug)]
-pub(super) struct TooManyItems;
+pub(super) enum Unnamed {
+    /// The list in the body has more items than are taken apart.
+    TooManyItems,
+    /// The delivery id is not one.
+    Id(Rejection),
+}
 
 /// Names everything that a webhook is made into, and leaves out what the source does not want.
 pub(super) fn events(
@@ -49,8 +54,8 @@ pub(super) fn events(
     body: &Bytes,
     now: SystemTime,
     trace: &trace::Context,
-) -> Result<Events, TooManyItems> {
-    let provided = source.provider_id(request);
+) -> Result<Events, Unnamed> {
+    let provided = source.provider_id(request).map_err(Unnamed::Id)?;
     let event_type = source.event_type(request);
     let named = |id: String, event_type: Option<String>, payload: Bytes, content_type: Option<&str>| {
         Event::new(source, request.headers, id, event_type, payload, content_type, now, trace)
@@ -83,14 +88,9 @@ pub(super) fn events(
     Ok(made)
 }
 
-fn list<'a>(batch: &Batch, body: &'a [u8]) -> Option<Result<Vec<&'a [u8]>, TooManyItems>> {
+fn list<'a>(batch: &Batch, body: &'a [u8]) -> Option<Result<Vec<&'a [u8]>, Unnamed>> {
     let Place::Json(pointer) = &batch.items else { return None };
-    Some(pointer.items(body)?.map_err(|_| TooManyItems))
-}
-
-impl TooManyItems {
-    /// How many are taken apart.
-    pub(super) const LIMIT: usize = MAX_ITEMS;
+    Some(pointer.items(body)?.map_err(|_| Unnamed::TooManyItems))
 }
 
 impl Event {

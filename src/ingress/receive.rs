@@ -20,13 +20,14 @@ use super::answer::{Accepted, ReceiveError};
 use super::budget::Budget;
 use super::peer::Sender;
 use super::peer_rate::PeerRate;
-use super::publish::{self, Events, TooManyItems};
+use super::publish::{self, Events, Unnamed};
 use super::shake;
 use super::source::{Source, Sources};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::{Config, HEADER_ROOM};
 use crate::event;
+use crate::event::json::MAX_ITEMS;
 use crate::event::trace;
 use crate::listener::Peer;
 use crate::signature::{Genuine, Rejection};
@@ -191,13 +192,13 @@ impl Receiver {
         if !encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(ReceiveError::ContentEncoding);
         }
-        self.check_peer(sender)?;
+        self.check_peer(source, sender)?;
         let mut held = self.budget.hold();
         let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
         let reading = read(body, announced(&head.headers), limit, |bytes| held.grow(bytes));
         let body = tokio::time::timeout_at(begun + in_time, reading).await.map_err(|_| ReceiveError::TooSlow)??;
         // Others from the same address may have failed while this body arrived.
-        self.check_peer(sender)?;
+        self.check_peer(source, sender)?;
         self.take(arrival, &head, &body).await
     }
 
@@ -209,7 +210,7 @@ impl Receiver {
         if let Some(rule) = source.handshake(&request, false) {
             let reply = source.shake(rule, &request, None).map_err(ReceiveError::Handshake)?;
             self.charge(arrival.sender);
-            return shake::act(source, &rule.name, reply, &self.keys.fetcher).await.map(Received::Handshake);
+            return shake::act(source, &rule.name, reply, &self.keys.fetcher, now).await.map(Received::Handshake);
         }
         if !source.takes_proof_by(&head.method) {
             return Err(ReceiveError::Method { allowed: source.methods.clone() });
@@ -222,15 +223,17 @@ impl Receiver {
         let _place = source.limits.take()?;
         if let Some(rule) = source.handshake(&request, true) {
             let reply = source.shake(rule, &request, genuine.as_ref()).map_err(ReceiveError::Handshake)?;
-            return shake::act(source, &rule.name, reply, &self.keys.fetcher).await.map(Received::Handshake);
+            return shake::act(source, &rule.name, reply, &self.keys.fetcher, now).await.map(Received::Handshake);
         }
         if !source.takes_events_by(&head.method) {
             return Err(ReceiveError::Method { allowed: source.methods.clone() });
         }
         let sent = trace::Context::parse(text(&TRACEPARENT), text(&TRACESTATE));
         let trace = traces::continue_from(arrival.span, sent);
-        let events = publish::events(source, &request, body, now, &trace)
-            .map_err(|TooManyItems| ReceiveError::TooManyItems { limit: TooManyItems::LIMIT })?;
+        let events = publish::events(source, &request, body, now, &trace).map_err(|error| match error {
+            Unnamed::TooManyItems => ReceiveError::TooManyItems { limit: MAX_ITEMS },
+            Unnamed::Id(rejection) => ReceiveError::Rejected(rejection),
+        })?;
         self.store(arrival, events).await.map(Received::Event)
     }
 
@@ -262,7 +265,10 @@ impl Receiver {
                 return Err(rejection.into());
             }
             fetched += 1;
-            self.keys.documents.fetch(url).await.map_err(|error| ReceiveError::NotNow(error.to_string()))?;
+            // An address that the request names is the sender's choice, and what it costs is his.
+            let ours = source.key_sets().any(|known| known == url);
+            let failed = |text| if ours { ReceiveError::NotNow(text) } else { ReceiveError::NoKey(text) };
+            self.keys.documents.fetch(url).await.map_err(|error| failed(error.to_string()))?;
         }
     }
 
@@ -300,8 +306,11 @@ impl Receiver {
     }
 
     /// Whether the sender's address may still send what might prove nothing.
-    fn check_peer(&self, sender: Sender) -> Result<(), ReceiveError> {
-        self.peer_rate.as_ref().map_or(Ok(()), |rate| rate.check(sender)).map_err(ReceiveError::PeerRate)
+    fn check_peer(&self, source: &Source, sender: Sender) -> Result<(), ReceiveError> {
+        match &self.peer_rate {
+            Some(rate) if !source.limits.lists(sender) => rate.check(sender).map_err(ReceiveError::PeerRate),
+            _ => Ok(()),
+        }
     }
 
     fn check_size(&self, headers: &HeaderMap, limit: usize) -> Result<(), ReceiveError> {
@@ -345,7 +354,7 @@ impl Receiver {
                     tracing::info!(source.name = name, log.left_out = more, "Answered 401 to {name}: {cause}");
                 }
             }
-            ReceiveError::NotNow(cause) => {
+            ReceiveError::NotNow(cause) | ReceiveError::NoKey(cause) => {
                 if let Some(more) = self.said_503.pass(self.clock.now()) {
                     tracing::warn!(source.name = name, log.left_out = more, "Answered 503 to {name}: {cause}");
                 }

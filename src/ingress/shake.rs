@@ -1,6 +1,7 @@
 //! Doing what a handshake asks for: keeping a secret, calling a URL, answering.
 
 use std::io::ErrorKind;
+use std::time::SystemTime;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
@@ -9,7 +10,7 @@ use super::answer::ReceiveError;
 use super::source::Source;
 use crate::outbound::Fetcher;
 use crate::secret::Secret;
-use crate::signature::Reply;
+use crate::signature::{Refusal, Reply};
 
 /// What is echoed is never taken for a page.
 const NOSNIFF: (HeaderName, HeaderValue) =
@@ -21,6 +22,7 @@ pub(super) async fn act(
     handshake: &str,
     reply: Reply,
     fetcher: &Fetcher,
+    now: SystemTime,
 ) -> Result<Response, ReceiveError> {
     if let Some(secret) = &reply.capture {
         keep(source, secret)?;
@@ -29,7 +31,10 @@ pub(super) async fn act(
         let confirmed = fetcher.get(url).await;
         confirmed.map_err(|error| ReceiveError::NotNow(format!("not confirmed: {error}")))?;
     }
-    tracing::info!(source.name = %source.name, handshake, "Answered the handshake `{handshake}` of {}", source.name);
+    if let Some(more) = source.said_handshake.pass(now) {
+        let name = &source.name;
+        tracing::info!(source.name = %name, handshake, log.left_out = more, "Answered the handshake `{handshake}` of {name}");
+    }
     let mut response = (reply.status, reply.body).into_response();
     let headers = response.headers_mut();
     headers.remove(CONTENT_TYPE);
@@ -47,6 +52,10 @@ fn keep(source: &Source, secret: &Secret) -> Result<(), ReceiveError> {
     let Some(captured) = &source.captured else {
         return Err(ReceiveError::NotNow("no `file:` among `secrets` to keep the provider's secret in".to_owned()));
     };
+    if !source.can_use(secret) {
+        let unusable = "the secret has no form that this source can verify with";
+        return Err(ReceiveError::Handshake(Refusal::Unusable(unusable.to_owned())));
+    }
     let file = captured.file().display();
     match captured.keep(secret) {
         Ok(()) => {}

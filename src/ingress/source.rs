@@ -14,13 +14,15 @@ use super::capture::Captured;
 use super::dedupe::RecentBodies;
 use super::source_limits::SourceLimits;
 use crate::config::{self, Config};
-use crate::event::place::Scope;
+use crate::event::place::{Ambiguous, Scope};
 use crate::event::{Name, Request, id};
 use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
 use crate::signature::{
-    Credential, Document, Genuine, Handshake, Inquiry, Known, Profile, Refusal, Rejection, Reply, Verify, Ways, matches,
+    Credential, Document, Genuine, Handshake, Inquiry, Known, Profile, Refusal, Rejection, Reply, Verify, Ways,
+    is_challenge, matches,
 };
 use crate::telemetry::Metrics;
+use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::RequestLabels;
 
 /// For how long equal bodies without a delivery id are one event, unless somebody says otherwise.
@@ -46,12 +48,15 @@ pub(super) struct Source {
     /// The methods that are taken at all, for events and handshakes.
     pub(super) methods: Vec<Method>,
     event_methods: Vec<Method>,
+    signs_for_strangers: bool,
     pub(super) max_body: Option<usize>,
     pub(super) types: Vec<String>,
     pub(super) split: bool,
     pub(super) recent: RecentBodies,
     pub(super) headers: Vec<HeaderName>,
     pub(super) limits: SourceLimits,
+    /// Strangers decide how often handshakes are asked for.
+    pub(super) said_handshake: Seldom,
     /// Counters that every stored webhook touches, looked up once.
     pub(super) stored: Counter,
     pub(super) duplicate: Counter,
@@ -136,12 +141,14 @@ impl Source {
             captured: source.secrets.iter().find_map(SecretRef::file).filter(|_| captures).map(Captured::new),
             methods,
             event_methods,
+            signs_for_strangers: profile.handshakes().iter().any(Handshake::signs_for_strangers),
             max_body: profile.max_body.map(|max| usize::try_from(max.as_u64()).unwrap_or(usize::MAX)),
             types: source.types.clone(),
             split: source.split,
             recent: RecentBodies::new(profile.dedupe_hash_window.unwrap_or(DEDUPE_HASH_WINDOW)),
             headers: source.headers.clone(),
             limits: SourceLimits::new(source),
+            said_handshake: Seldom::default(),
             stored: counted("stored"),
             duplicate: counted("duplicate"),
             profile,
@@ -176,6 +183,10 @@ impl Source {
     ) -> Result<Option<Genuine>, Rejection> {
         match &self.proof {
             Proof::None => Ok(None),
+            // Whoever asked for a handshake's code holds the signature of such a body.
+            Proof::Ways { credentials, .. } if self.signs_for_strangers && is_challenge(request.body) => {
+                Err(Rejection::Mismatch { secrets: credentials.keys().len() })
+            }
             Proof::Ways { ways, credentials } => {
                 let inquiry = Inquiry { request, id: self.profile.id.as_ref(), now, documents };
                 ways.verify(&credentials.keys(), &inquiry).map(Some)
@@ -212,6 +223,11 @@ impl Source {
     /// Whether the source has a secret to verify with.
     pub(super) fn has_secret(&self) -> bool {
         matches!(&self.proof, Proof::Ways { credentials, .. } if !credentials.keys().is_empty())
+    }
+
+    /// Whether a secret has a form that the source can verify with.
+    pub(super) fn can_use(&self, secret: &Secret) -> bool {
+        matches!(&self.proof, Proof::Ways { ways, .. } if ways.credential(secret).is_ok())
     }
 
     /// Reads the secrets again after one was captured.
@@ -251,9 +267,12 @@ impl Source {
         self.profile.event_type.as_ref()?.event_type(Scope::of(request))
     }
 
-    /// The provider's own delivery id.
-    pub(super) fn provider_id(&self, request: &Request<'_>) -> Option<String> {
-        id::provider(&self.profile.id.as_ref()?.id(Scope::of(request)).ok()??)
+    /// The provider's own delivery id. Two of them are none, and refused: a choice between them would be the
+    /// sender's.
+    pub(super) fn provider_id(&self, request: &Request<'_>) -> Result<Option<String>, Rejection> {
+        let Some(naming) = &self.profile.id else { return Ok(None) };
+        let found = naming.id(Scope::of(request)).map_err(|Ambiguous| Rejection::Ambiguous(naming.to_string()))?;
+        Ok(found.and_then(|found| id::provider(&found)))
     }
 }
 

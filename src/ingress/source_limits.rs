@@ -42,6 +42,12 @@ impl SourceLimits {
         if self.networks.is_empty() || sender.is_in(&self.networks) { Ok(()) } else { Err(ReceiveError::Network) }
     }
 
+    /// Whether the operator listed the sender's network: then a stranger at the same provider cannot shut out the
+    /// provider by failing from its addresses.
+    pub(super) fn lists(&self, sender: Sender) -> bool {
+        sender.is_in(&self.networks)
+    }
+
     /// Takes a place for a genuine request, and counts it. One that finds no place is not counted.
     pub(super) fn take(&self) -> Result<Place, ReceiveError> {
         let permit = match &self.places {

@@ -23,6 +23,9 @@ use crate::secret::Secret;
 /// The longest value that is signed for a stranger.
 const MAX_SIGNED: usize = 256;
 
+/// The longest secret that is taken from a provider.
+const MAX_CAPTURED: usize = 256;
+
 /// One rule: which requests it is about, and how they are answered.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -137,6 +140,11 @@ impl Handshake {
         self.capture.is_some()
     }
 
+    /// Whether it signs what strangers send.
+    pub(crate) fn signs_for_strangers(&self) -> bool {
+        !self.verified && self.mac.as_ref().is_some_and(|mac| mac.algorithm.is_hmac())
+    }
+
     /// Whether its answer holds a code under the source's secret.
     pub(crate) fn needs_secret(&self) -> bool {
         self.mac.is_some()
@@ -222,7 +230,8 @@ impl Handshake {
     fn captured(&self, scope: Scope<'_>) -> Result<Option<Secret>, Refusal> {
         let Some(places) = &self.capture else { return Ok(None) };
         let value = places.find(scope).ok().flatten().filter(|value| !value.is_empty());
-        let visible = value.filter(|value| value.bytes().all(|byte| byte.is_ascii_graphic()));
+        let visible =
+            value.filter(|value| value.len() <= MAX_CAPTURED && value.bytes().all(|byte| byte.is_ascii_graphic()));
         let value = visible.ok_or_else(|| Refusal::Unusable(format!("no secret at `{places}`")))?;
         Ok(Some(Secret::new(value.as_bytes())))
     }
@@ -244,10 +253,9 @@ impl Mac {
         let secret = secret.ok_or_else(|| Refusal::Unusable("the source has no secret yet".to_owned()))?;
         let values = Values { secret: Some(secret.expose()), ..Values::of(scope) };
         let pieces = self.signed.fill(values).map_err(unusable)?;
-        let harmless = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=_-".contains(byte);
         let text = pieces.concat();
         // A plain hash signs no event: the secret is somewhere in the middle of it.
-        if self.algorithm.is_hmac() && (text.is_empty() || text.len() > MAX_SIGNED || !text.iter().all(harmless)) {
+        if self.algorithm.is_hmac() && (text.is_empty() || text.len() > MAX_SIGNED || !is_challenge(&text)) {
             return Err(Refusal::Unusable("what is to be signed is no challenge".to_owned()));
         }
         let key = |hash| {
@@ -262,6 +270,11 @@ impl Mac {
         };
         Ok(format!("{}{}", self.prefix, self.encoding.encode(&code)))
     }
+}
+
+/// Whether bytes could have been signed for a stranger as a challenge. An event's body that is one proves nothing.
+pub(crate) fn is_challenge(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=_-".contains(byte))
 }
 
 fn post() -> Vec<String> {

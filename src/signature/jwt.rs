@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::encoding::Encoding;
@@ -23,6 +24,9 @@ use crate::event::place::Scope;
 
 /// The longest token that is looked at. One that is the body itself may be longer.
 const MAX_TOKEN_BYTES: usize = 64 * 1024;
+
+/// The longest header of a token.
+const MAX_HEADER_BYTES: usize = 4 * 1024;
 
 /// What a token must say.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -78,7 +82,7 @@ struct Header {
     kid: Option<String>,
     /// Extensions that must be understood (RFC 7515, section 4.1.11): none is.
     #[serde(default)]
-    crit: Option<Value>,
+    crit: Option<IgnoredAny>,
 }
 
 impl Jwt {
@@ -126,6 +130,9 @@ impl Jwt {
         }
         let (signed, signature) = token.rsplit_once('.').ok_or(Rejection::Token("it has not three parts"))?;
         let (header, claims) = signed.split_once('.').ok_or(Rejection::Token("it has not three parts"))?;
+        if header.len() > MAX_HEADER_BYTES {
+            return Err(Rejection::Token("its header is too long"));
+        }
         let part = |text: &str| {
             BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| Rejection::Token("a part of it is not base64url"))
         };

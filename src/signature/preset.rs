@@ -29,6 +29,9 @@ pub struct About {
     pub facts: String,
     /// How certain they are.
     pub certainty: Certainty,
+    /// Whether strangers can do harm who know the URL, so that it should be a secret.
+    #[serde(default)]
+    pub path_token: bool,
     /// Other names for the same form.
     #[serde(default)]
     pub aliases: Vec<String>,

@@ -17,6 +17,9 @@ use crate::event::place::Scope;
 /// What HubSpot decodes in a URL before it signs it (developers.hubspot.com, "Validating requests").
 const DECODED: [&str; 12] = ["3A", "2F", "3F", "40", "21", "24", "27", "28", "29", "2A", "2C", "3B"];
 
+/// The most headers that a request may say are signed.
+const MAX_LISTED: usize = 32;
+
 /// A template, for example `{id}.{timestamp}.{body}`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -150,15 +153,29 @@ impl Template {
 
     /// The bytes in pieces, so that the body is not copied.
     pub(crate) fn fill<'a>(&'a self, values: Values<'a>) -> Result<Vec<Cow<'a, [u8]>>, Rejection> {
-        let piece = |piece: &'a Piece| match piece {
+        let piece = |(position, piece): (usize, &'a Piece)| match piece {
             Piece::Text(text) => Ok(Cow::Borrowed(text.as_bytes())),
             Piece::Name { name, optional } => match name.find(values)? {
+                Some(found) if self.runs_into_next(position, name, &found) => {
+                    Err(Rejection::Ambiguous(name.to_string()))
+                }
                 Some(found) => Ok(found),
+                // What is there and cannot be used would reach agents unsigned.
+                None if *optional && name.is_there(values.scope) => Err(Rejection::Ambiguous(name.to_string())),
                 None if *optional => Ok(Cow::Borrowed(&b""[..])),
                 None => Err(Rejection::Missing(name.to_string())),
             },
         };
-        self.0.iter().map(piece).collect()
+        self.0.iter().enumerate().map(piece).collect()
+    }
+
+    /// Whether an id or a header holds the very text that separates it from what follows: then what is signed
+    /// could be taken apart in another place, and a part of the body be passed off as the id.
+    fn runs_into_next(&self, position: usize, name: &Name, found: &[u8]) -> bool {
+        let Some(Piece::Text(separator)) = self.0.get(position + 1) else { return false };
+        let separator = separator.as_bytes();
+        matches!(name, Name::Id | Name::At(Place::Header(_)))
+            && found.windows(separator.len()).any(|window| window == separator)
     }
 
     /// The text, for templates of text: what is not UTF-8 is replaced.
@@ -182,6 +199,15 @@ impl Template {
 }
 
 impl Name {
+    /// Whether something is in the body where the name looks, usable or not.
+    fn is_there(&self, scope: Scope<'_>) -> bool {
+        match self {
+            Self::Line(pointer) => pointer.exists(scope.request.body),
+            Self::At(place) => place.is_there(scope),
+            _ => false,
+        }
+    }
+
     fn find<'a>(&self, values: Values<'a>) -> Result<Option<Cow<'a, [u8]>>, Rejection> {
         let request = values.scope.request;
         let text = |text: Cow<'a, str>| match text {
@@ -277,7 +303,13 @@ fn signed_headers(scope: Scope<'_>, list: &HeaderName) -> Result<Option<String>,
     let named = Place::Header(list.clone()).find(scope).map_err(|_| ambiguous(list.as_str()))?;
     let Some(named) = named else { return Ok(None) };
     let mut lines = Vec::new();
-    for name in named.split(',').map(str::trim) {
+    let names: Vec<&str> = named.split(',').map(str::trim).take(MAX_LISTED + 1).collect();
+    // Each name copies a value, so a long list or one name again and again would be more than was sent.
+    let again = |position: usize| names[..position].iter().any(|name| name.eq_ignore_ascii_case(names[position]));
+    if names.len() > MAX_LISTED || (0..names.len()).any(again) {
+        return Err(ambiguous(list.as_str()));
+    }
+    for name in names {
         let header = name.parse::<HeaderName>().map_err(|_| Rejection::Malformed {
             place: format!("header:{list}"),
             reason: "it lists what is no header name",

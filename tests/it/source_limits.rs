@@ -93,7 +93,7 @@ peer_rate = "1/h"
 max_body = "1KiB"
 body_timeout = "100ms"
 "#;
-    let source = "networks = [\"198.51.100.0/24\"]\n[sources.token]\nverify = \"none\"\npath_token = \"plain:t0ken\"";
+    let source = "[sources.listed]\nverify = \"none\"\nnetworks = [\"203.0.113.0/24\"]\n[sources.token]\nverify = \"none\"\npath_token = \"plain:t0ken\"";
     let hookbridge = start(&nats, gateway, source).await;
     let large = "x".repeat(1025);
     for (index, (method, path, header, body, expected)) in [
@@ -101,6 +101,7 @@ body_timeout = "100ms"
         ("POST", "/elsewhere", ("x-a", "b"), "", 404),
         ("POST", "/hooks/token/guess", ("x-a", "b"), "", 404),
         ("GET", "/hooks/github", ("x-a", "b"), "", 405),
+        ("POST", "/hooks/listed", ("x-a", "b"), "", 403),
         ("POST", "/hooks/github", ("x-a", "b"), &large[..], 413),
         ("POST", "/hooks/github", ("content-encoding", "gzip"), "", 415),
         ("POST", "/hooks/github", ("x-a", "b"), "", 401),
@@ -234,6 +235,17 @@ async fn only_its_networks_may_send_to_a_source() {
 
     assert_eq!(nats.count("EVENTS").await, 2);
     assert_eq!(counted(&hookbridge, "forbidden-network").await, 2.0);
+}
+
+/// Every customer of a provider sends from the same addresses: one of them cannot shut out the others.
+#[tokio::test]
+async fn a_listed_network_is_not_shut_out_by_what_fails_from_it() {
+    let nats = Nats::start().await;
+    let hookbridge = start(&nats, PROXIED, "networks = [\"198.51.100.0/24\"]").await;
+    for _ in 0..5 {
+        forged(&hookbridge, PROVIDER).await.assert_status(401);
+    }
+    genuine(&hookbridge, PROVIDER, "1").await.assert_status(202);
 }
 
 #[tokio::test]
