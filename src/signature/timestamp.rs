@@ -67,7 +67,7 @@ impl Unit {
         };
         let beyond = |distance: i128, tolerance: Duration| {
             let over = distance - i128::try_from(tolerance.as_millis()).unwrap_or(i128::MAX);
-            u64::try_from(over).ok().filter(|over| *over > 0).map(Duration::from_millis)
+            (over > 0).then(|| Duration::from_millis(u64::try_from(over).unwrap_or(u64::MAX)))
         };
         match (beyond(now - sent, past), beyond(sent - now, future)) {
             (Some(by), _) => Err(Rejection::TooOld { by }),
@@ -123,6 +123,17 @@ mod tests {
             |text: &str| Unit::Seconds.check(text, "t", (Duration::from_secs(300), Duration::from_secs(5)), now);
         assert_eq!(check("1759999700"), Ok(()));
         assert_eq!(check("1760000006"), Err(Rejection::TooNew { by: Duration::from_secs(1) }));
+    }
+
+    #[test]
+    fn one_so_far_ahead_that_the_distance_fits_no_number_is_too_new() {
+        for (unit, text) in [
+            (Unit::Seconds, "17601760000000000000"),
+            (Unit::Seconds, "18446744073709551615"),
+            (Unit::Milliseconds, "18446744073709551615"),
+        ] {
+            assert!(matches!(check(unit, text), Err(Rejection::TooNew { .. })), "{text}");
+        }
     }
 
     #[test]
