@@ -54,7 +54,8 @@ fn is_traceparent(text: &str) -> bool {
         return false;
     };
     let known = trace.bytes().any(|byte| byte != b'0') && span.bytes().any(|byte| byte != b'0');
-    known && version != "ff" && text.len() <= 512 && (parts.next().is_none() || version != "00") && text.is_ascii()
+    let plain = text.len() <= 512 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    known && version != "ff" && plain && (parts.next().is_none() || version != "00")
 }
 
 #[cfg(test)]
@@ -78,6 +79,8 @@ mod tests {
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-\0",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-\r\na: b",
         ] {
             assert_eq!(Context::parse(Some(bad), None), None, "{bad}");
         }
