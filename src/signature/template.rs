@@ -460,6 +460,28 @@ mod tests {
     }
 
     #[test]
+    fn an_optional_value_that_is_there_and_unusable_is_not_missing() {
+        let headers = HeaderMap::new();
+        for body in [r#"{"a":"x","a":"y"}"#, r#"{"a":{"b":1}}"#, r#"{"a":["x"]}"#] {
+            let request = request(&headers, None, body);
+            for (template, name) in [("{json:/a?}.", "json:/a"), ("{line:/a?}.", "line:/a")] {
+                assert_eq!(fill(template, &request), Err(Rejection::Ambiguous(name.to_owned())), "{body}");
+            }
+        }
+        let none = request(&headers, None, r#"{"a":null}"#);
+        assert_eq!(fill("{json:/a?}{line:/a?}.", &none).as_deref(), Ok("."));
+    }
+
+    #[test]
+    fn a_header_that_is_listed_twice_is_refused() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-list", "x-a,X-A".parse().unwrap());
+        headers.insert("x-a", "1".parse().unwrap());
+        let request = request(&headers, None, "");
+        assert_eq!(fill("{headers:x-list}", &request), Err(Rejection::Ambiguous("header:x-list".to_owned())));
+    }
+
+    #[test]
     fn a_url_is_tried_with_and_without_its_port() {
         let all = |url: &str| [0, 1, 2].map(|variant| with_port(url, variant));
         assert_eq!(all("https://h/x?y")[1..], ["https://h/x?y", "https://h:443/x?y"]);
