@@ -6,6 +6,7 @@
 mod bucket;
 mod connect;
 mod consume;
+mod history;
 mod links;
 mod names;
 mod provision;
@@ -18,6 +19,7 @@ mod visit;
 pub(crate) use bucket::BucketError;
 pub(crate) use connect::Broker;
 pub(crate) use consume::{Consumer, Received};
+pub(crate) use history::Glimpse;
 pub(crate) use links::{Links, Role};
 pub(crate) use names::Names;
 pub(crate) use provision::{COURIER, Plan, Problem};

@@ -6,6 +6,7 @@ mod check;
 mod dev;
 mod publish;
 mod ready;
+mod replay;
 mod send;
 mod serve;
 mod supervise;
@@ -48,6 +49,8 @@ enum Command {
     Tail(tail::Arguments),
     /// Publishes one message and prints what the stream answered.
     Publish(publish::Arguments),
+    /// Publishes stored events again, on purpose: agents receive them as new messages.
+    Replay(replay::Arguments),
     /// Asks a running process whether it is ready: for health checks of containers.
     Ready(ready::Arguments),
     /// Keeps a child process only as long as its own parent lives.
@@ -128,6 +131,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Send(arguments) => send::run(arguments).await,
         Command::Tail(arguments) => tail::run(arguments).await,
         Command::Publish(arguments) => publish::run(arguments).await,
+        Command::Replay(arguments) => replay::run(arguments).await,
         Command::Ready(arguments) => ready::run(arguments).await,
         Command::Supervise(arguments) => supervise::run(arguments).await,
     };

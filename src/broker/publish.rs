@@ -3,13 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_SCHEDULE, NATS_SCHEDULE_TARGET};
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 
-use super::{Broker, Link, to_nats};
+use super::{Broker, Link, Names, Visitor, to_nats};
 use crate::clock::rfc3339;
+use crate::config::StreamKind;
 use crate::event::Headers;
 
 /// A message on its way to a stream.
@@ -21,6 +22,25 @@ pub(crate) struct Outgoing {
     pub(crate) payload: Bytes,
     /// By this id the stream recognises a repeat.
     pub(crate) message_id: Option<String>,
+}
+
+impl Outgoing {
+    /// The bytes of the message, headers and id included.
+    pub(crate) fn wire_bytes(&self) -> usize {
+        let id = self.message_id.as_ref().map_or(0, |id| id.len() + "Nats-Msg-Id: \r\n".len());
+        self.payload.len() + self.headers.wire_bytes() + id
+    }
+
+    fn message(&self) -> PublishMessage {
+        let mut message = PublishMessage::build().payload(self.payload.clone());
+        if !self.headers.is_empty() {
+            message = message.headers(to_nats(&self.headers));
+        }
+        if let Some(id) = &self.message_id {
+            message = message.message_id(id);
+        }
+        message
+    }
 }
 
 /// A message that the server keeps until its time, and then publishes elsewhere in the same stream.
@@ -79,14 +99,7 @@ impl PublishError {
 impl Broker {
     /// Publishes and waits for the stream's confirmation, for at most `wait`.
     pub(crate) async fn publish(&self, outgoing: &Outgoing, wait: Duration) -> Result<Stored, PublishError> {
-        let mut message = PublishMessage::build().payload(outgoing.payload.clone());
-        if !outgoing.headers.is_empty() {
-            message = message.headers(to_nats(&outgoing.headers));
-        }
-        if let Some(id) = &outgoing.message_id {
-            message = message.message_id(id);
-        }
-        self.send(&outgoing.subject, message, wait).await
+        self.send(&outgoing.subject, outgoing.message(), wait).await
     }
 
     /// Publishes a schedule, unless another one waits on its subject.
@@ -104,19 +117,48 @@ impl Broker {
         if self.is_ready().is_none() {
             return Err(PublishError::NotReady(self.link()));
         }
-        let confirmed = async {
-            let ack = self.jetstream.send_publish(self.names.subject(subject), message).await?;
-            ack.await
-        };
-        match tokio::time::timeout(wait, confirmed).await {
-            Ok(Ok(ack)) => Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate }),
-            Ok(Err(error)) => Err(classify(&error, subject)),
-            Err(_) => Err(PublishError::Unconfirmed),
-        }
+        confirmed(&self.jetstream, &self.names, subject, message, wait).await
     }
 }
 
-fn classify(error: &async_nats::jetstream::context::PublishError, subject: &str) -> PublishError {
+impl Visitor {
+    /// Publishes to a stream and waits for its confirmation. A message that the server could not take is not sent:
+    /// it would end the connection.
+    pub(crate) async fn store(
+        &self,
+        stream: StreamKind,
+        outgoing: &Outgoing,
+        wait: Duration,
+    ) -> Result<Stored, PublishError> {
+        let stream = self.names.stream(stream);
+        let expected = "Nats-Expected-Stream: \r\n".len() + stream.len();
+        if outgoing.wire_bytes() + expected > self.server().max_payload {
+            return Err(PublishError::TooLarge);
+        }
+        let message = outgoing.message().expected_stream(stream);
+        confirmed(&self.jetstream, &self.names, &outgoing.subject, message, wait).await
+    }
+}
+
+async fn confirmed(
+    jetstream: &jetstream::Context,
+    names: &Names,
+    subject: &str,
+    message: PublishMessage,
+    wait: Duration,
+) -> Result<Stored, PublishError> {
+    let confirmed = async {
+        let ack = jetstream.send_publish(names.subject(subject), message).await?;
+        ack.await
+    };
+    match tokio::time::timeout(wait, confirmed).await {
+        Ok(Ok(ack)) => Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate }),
+        Ok(Err(error)) => Err(classify(&error, subject)),
+        Err(_) => Err(PublishError::Unconfirmed),
+    }
+}
+
+fn classify(error: &jetstream::context::PublishError, subject: &str) -> PublishError {
     match error.kind() {
         PublishErrorKind::StreamNotFound => PublishError::NoStream(subject.to_owned()),
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
@@ -126,7 +168,7 @@ fn classify(error: &async_nats::jetstream::context::PublishError, subject: &str)
         PublishErrorKind::WrongLastSequence => PublishError::Occupied,
         PublishErrorKind::WrongLastMessageId | PublishErrorKind::Other => {
             let source = std::error::Error::source(error);
-            let server = source.and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>());
+            let server = source.and_then(|source| source.downcast_ref::<jetstream::Error>());
             match server {
                 Some(server) if is_full(server) => PublishError::Full,
                 Some(server) => PublishError::Refused(server.to_string()),
@@ -138,7 +180,7 @@ fn classify(error: &async_nats::jetstream::context::PublishError, subject: &str)
 
 /// A stream with `discard: new` at its limit answers "maximum bytes exceeded"; a server out of storage
 /// says so too.
-fn is_full(error: &async_nats::jetstream::Error) -> bool {
+fn is_full(error: &jetstream::Error) -> bool {
     let code = error.error_code();
     code == ErrorCode::INSUFFICIENT_RESOURCES
         || code == ErrorCode::STORAGE_RESOURCES_EXCEEDED

@@ -2,10 +2,11 @@
 
 use std::time::SystemTime;
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use bytes::Bytes;
 
-use super::{Broker, Problem, from_nats};
+use super::{Broker, Names, Problem, from_nats};
 use crate::config::StreamKind;
 use crate::event::Headers;
 
@@ -133,18 +134,22 @@ impl Broker {
         stream.map_err(|error| ReadError::new(kind, error))
     }
 
-    fn stored(&self, message: async_nats::jetstream::message::StreamMessage) -> StoredMessage {
-        StoredMessage {
-            subject: self.names.strip(&message.subject).to_owned(),
-            sequence: message.sequence,
-            stored: message.time.into(),
-            headers: from_nats(&message.headers),
-            payload: message.payload,
-        }
+    fn stored(&self, message: StreamMessage) -> StoredMessage {
+        stored(&self.names, message)
     }
 }
 
-fn is_absent(error: &LastRawMessageErrorKind) -> bool {
+pub(super) fn stored(names: &Names, message: StreamMessage) -> StoredMessage {
+    StoredMessage {
+        subject: names.strip(&message.subject).to_owned(),
+        sequence: message.sequence,
+        stored: message.time.into(),
+        headers: from_nats(&message.headers),
+        payload: message.payload,
+    }
+}
+
+pub(super) fn is_absent(error: &LastRawMessageErrorKind) -> bool {
     match error {
         LastRawMessageErrorKind::NoMessageFound => true,
         LastRawMessageErrorKind::JetStream(error) => {

@@ -17,8 +17,8 @@ use crate::event::Headers;
 /// A short connection to NATS.
 pub(crate) struct Visitor {
     client: Client,
-    jetstream: jetstream::Context,
-    names: Names,
+    pub(super) jetstream: jetstream::Context,
+    pub(super) names: Names,
 }
 
 /// A message that passed by.

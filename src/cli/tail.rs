@@ -90,6 +90,6 @@ fn print_text(seen: &Seen) {
 }
 
 /// What comes from outside must not steer the terminal.
-fn visible(text: &str) -> String {
+pub(super) fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }

@@ -116,8 +116,7 @@ impl Event {
 
     /// The bytes of the message, headers and id included.
     pub(super) fn wire_bytes(&self) -> usize {
-        let id = self.outgoing.message_id.as_ref().map_or(0, |id| id.len() + "Nats-Msg-Id: \r\n".len());
-        self.outgoing.payload.len() + self.outgoing.headers.wire_bytes() + id
+        self.outgoing.wire_bytes()
     }
 
     /// Publishes until confirmed or out of time.

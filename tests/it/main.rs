@@ -20,6 +20,7 @@ mod limits;
 mod outages;
 mod outbox;
 mod refused_addresses;
+mod replay;
 mod shutdown;
 mod source_limits;
 mod sources;

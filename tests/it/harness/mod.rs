@@ -12,7 +12,7 @@ pub(crate) use self::collector::{Collector, attribute};
 pub(crate) use self::hookbridge::Hookbridge;
 pub(crate) use self::http::{Answer, post, request, send, send_raw};
 pub(crate) use self::nats::{Message, Nats};
-pub(crate) use self::program::{Configuration, Program, binary, free_port, run};
+pub(crate) use self::program::{Configuration, Ended, Program, binary, free_port, run};
 pub(crate) use self::receiver::{Receiver, Reply};
 
 use std::future::Future;
