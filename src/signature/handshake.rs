@@ -17,7 +17,7 @@ use super::scheme::{Address, Algorithm, SchemeError};
 use super::template::{Template, Values};
 use super::{Conditions, Rejection};
 use crate::event::place::Scope;
-use crate::event::{Places, Request};
+use crate::event::{Place, Places, Request};
 use crate::secret::Secret;
 
 /// The longest value that is signed for a stranger.
@@ -153,6 +153,11 @@ impl Handshake {
     /// Whether the source must say a `verify_token`.
     pub(crate) fn needs_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    /// Where a secret itself stands in a request.
+    pub(super) fn secret_places(&self) -> impl Iterator<Item = &Place> {
+        self.token.iter().chain(&self.capture).flat_map(Places::iter)
     }
 
     pub(super) fn needs_url(&self) -> bool {

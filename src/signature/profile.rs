@@ -136,6 +136,21 @@ impl Profile {
         Some(schemes.all(|scheme| scheme.covers(id)))
     }
 
+    /// Where a secret itself stands in a request that is an event.
+    pub(crate) fn secret_places(&self) -> impl Iterator<Item = &Place> {
+        self.schemes().flat_map(Scheme::secret_places)
+    }
+
+    /// Where a secret itself stands in a request that is a handshake.
+    pub(crate) fn handshake_secret_places(&self) -> impl Iterator<Item = &Place> {
+        self.handshakes().iter().flat_map(Handshake::secret_places)
+    }
+
+    /// Where a code made with a secret stands.
+    pub(crate) fn code_places(&self) -> impl Iterator<Item = &Place> {
+        self.schemes().filter(|scheme| scheme.algorithm.is_code()).flat_map(|scheme| &scheme.signature)
+    }
+
     /// Whether something in it needs to know the public URL.
     pub fn needs_url(&self) -> bool {
         self.schemes().any(Scheme::needs_url) || self.handshakes().iter().any(Handshake::needs_url)

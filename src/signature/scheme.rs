@@ -263,6 +263,13 @@ impl Scheme {
             .all(|place| (code && (self.signed.has_id() || self.signed.covers(place))) || (whole && place.reads_body()))
     }
 
+    /// Where a secret itself stands in a request, or what is as good as one, and not a code made with it.
+    pub(crate) fn secret_places(&self) -> impl Iterator<Item = &Place> {
+        let named = || self.secret_at.iter().flat_map(Places::iter);
+        let within = !self.algorithm.is_code() || named().any(|place| matches!(place, Place::Entry(_)));
+        self.signature.iter().filter(move |_| within).chain(named())
+    }
+
     /// Whether a secret of this form belongs to this way.
     pub(crate) fn takes(&self, secret: &Secret) -> bool {
         let Some(pattern) = &self.secrets else { return true };
