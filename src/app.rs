@@ -111,9 +111,15 @@ impl App {
                 }
             });
             let keys = ingress::keys(config, options.clock.clone(), &options.documents)?;
-            let router = ingress::router(config, broker, sources, keys, options.clock.clone(), metrics.clone());
+            let quarantine = ingress::Quarantine::new(&config.gateway, broker.clone());
+            let (clock, kept) = (options.clock.clone(), quarantine.clone());
+            let router = ingress::router(config, broker, sources, keys, quarantine, clock, metrics.clone());
             tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
-            lifecycle.spawn(listener.run(router, lifecycle.draining()));
+            let serving = listener.run(router, lifecycle.draining());
+            lifecycle.spawn(async move {
+                serving.await;
+                kept.finish().await;
+            });
         }
         if roles != Roles::Gateway {
             let destinations = Destinations::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;

@@ -11,6 +11,7 @@ mod dedupe;
 mod peer;
 mod peer_rate;
 mod publish;
+mod quarantine;
 mod receive;
 mod shake;
 mod source;
@@ -31,6 +32,7 @@ use crate::secret::{KeyError, Reload};
 use crate::signature::Document;
 use crate::telemetry::Metrics;
 
+pub(crate) use quarantine::Quarantine;
 use receive::Receiver;
 pub(crate) use source::Sources;
 
@@ -40,10 +42,11 @@ pub(crate) fn router(
     broker: Broker,
     sources: Sources,
     keys: Keys,
+    quarantine: Quarantine,
     clock: Clock,
     metrics: Metrics,
 ) -> Router {
-    let receiver = Arc::new(Receiver::new(config, broker, sources, keys, clock, metrics));
+    let receiver = Arc::new(Receiver::new(config, broker, sources, keys, quarantine, clock, metrics));
     Router::new()
         .route("/hooks/{source}", any(receive::hook))
         .route("/hooks/{source}/{token}", any(receive::hook))

@@ -93,6 +93,12 @@ fn sources(config: &Config) {
         if let Some(limits) = source_limits(source) {
             say(&format!("    {limits}"));
         }
+        if source.quarantine {
+            let subject = names.subject(&format!("quarantine.{name}.<reason>"));
+            let age = config.streams.limits(StreamKind::Quarantine).max_age;
+            let kept = age.map_or(String::new(), |age| format!(" for {}", humantime::format_duration(age)));
+            say(&format!("    rejected requests are kept{kept} on {subject}"));
+        }
     }
 }
 

@@ -82,6 +82,15 @@ pub struct Source {
     /// Request headers that agents see, as `http-<name>`.
     #[serde(default, deserialize_with = "header_names")]
     pub headers: Vec<HeaderName>,
+    /// Whether requests that are answered 401 are kept, for people to study: in the stream QUARANTINE, on
+    /// `quarantine.<name>.<reason>`, with the precise reason, the request's headers and the first 64 KiB of its
+    /// body, and without anything that is or may be a secret. `hookbridge tail --all 'quarantine.>'` shows them.
+    ///
+    /// Strangers decide what is in there, and how often: at most 10 a second are kept (50 at once), and the stream
+    /// drops its oldest. Bodies are kept as they came, so think of whose data they hold, and who may read the
+    /// stream.
+    #[serde(default)]
+    pub quarantine: bool,
     /// The networks that may send to this source at all; everybody else is answered 403. Empty means everybody.
     /// Behind a reverse proxy, list that one in `gateway.trusted_proxies`: without it every request seems to come
     /// from the proxy.

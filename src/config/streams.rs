@@ -22,7 +22,8 @@ pub struct Streams {
     pub dead: Stream,
     /// Work delegated to agents.
     pub tasks: Stream,
-    /// What could not be taken and must not be lost.
+    /// Requests answered 401, of sources with `quarantine = true`, for people to study. Full means that the oldest
+    /// go.
     pub quarantine: Stream,
 }
 

@@ -426,6 +426,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    let keeps_nothing = |source: &Source| source.quarantine && matches!(source.profile().verify, Some(Verify::None));
+    for (name, _) in config.sources.iter().filter(|(_, source)| keeps_nothing(source)) {
+        warnings.push(format!(
+            "sources.{name}: `quarantine` keeps what is rejected, and with verify = \"none\" nothing is"
+        ));
+    }
     let nats = &config.nats;
     let authenticated =
         nats.credentials.is_some() || nats.nkey.is_some() || nats.user.is_some() || nats.token.is_some();

@@ -5,6 +5,7 @@
 //! into it what he likes before the first of them does, so it is read from the right, and only for as long as it
 //! was a trusted proxy that wrote.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderName};
@@ -62,6 +63,12 @@ impl Sender {
                 (!inside).then(|| Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into())
             }
         }
+    }
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
     }
 }
 

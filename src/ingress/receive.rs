@@ -21,6 +21,7 @@ use super::budget::Budget;
 use super::peer::Sender;
 use super::peer_rate::PeerRate;
 use super::publish::{self, Events, Unnamed};
+use super::quarantine::Quarantine;
 use super::shake;
 use super::source::{Source, Sources};
 use crate::broker::Broker;
@@ -44,6 +45,7 @@ pub(super) struct Receiver {
     sources: Sources,
     budget: Budget,
     keys: Keys,
+    quarantine: Quarantine,
     trusted_proxies: Vec<IpNet>,
     peer_rate: Option<PeerRate>,
     limits: Limits,
@@ -68,6 +70,7 @@ impl Receiver {
         broker: Broker,
         sources: Sources,
         keys: Keys,
+        quarantine: Quarantine,
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
@@ -83,7 +86,20 @@ impl Receiver {
         let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.clone());
         let (said_401, said_503) = (Seldom::default(), Seldom::default());
         let (trusted_proxies, peer_rate) = (gateway.trusted_proxies.clone(), gateway.peer_rate.map(PeerRate::new));
-        Self { broker, sources, budget, keys, trusted_proxies, peer_rate, limits, clock, metrics, said_401, said_503 }
+        Self {
+            broker,
+            sources,
+            budget,
+            keys,
+            quarantine,
+            trusted_proxies,
+            peer_rate,
+            limits,
+            clock,
+            metrics,
+            said_401,
+            said_503,
+        }
     }
 
     /// The largest body that a source can send now: the configured limit, or less where the server takes less.
@@ -199,7 +215,11 @@ impl Receiver {
         let body = tokio::time::timeout_at(begun + in_time, reading).await.map_err(|_| ReceiveError::TooSlow)??;
         // Others from the same address may have failed while this body arrived.
         self.check_peer(source, sender)?;
-        self.take(arrival, &head, &body).await
+        let taken = self.take(arrival, &head, &body).await;
+        if let Err(ReceiveError::Rejected(why)) = &taken {
+            self.quarantine.keep(source, sender, &head, &body, why, self.clock.now());
+        }
+        taken
     }
 
     /// Decides what a request is, and does it: a handshake, or an event that proves itself.

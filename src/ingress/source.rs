@@ -12,6 +12,7 @@ use url::Url;
 
 use super::capture::Captured;
 use super::dedupe::RecentBodies;
+use super::quarantine::Ward;
 use super::source_limits::SourceLimits;
 use crate::config::{self, Config};
 use crate::event::place::{Ambiguous, Scope};
@@ -57,6 +58,8 @@ pub(super) struct Source {
     pub(super) limits: SourceLimits,
     /// Strangers decide how often handshakes are asked for.
     pub(super) said_handshake: Seldom,
+    /// How what is rejected is kept, if it is.
+    pub(super) quarantine: Option<Arc<Ward>>,
     /// Counters that every stored webhook touches, looked up once.
     pub(super) stored: Counter,
     pub(super) duplicate: Counter,
@@ -94,6 +97,7 @@ impl Sources {
             for token in [&source.path_token, &source.verify_token].into_iter().flatten() {
                 secrets.push(token.clone());
             }
+            secrets.extend(source.quarantine.as_ref().map(|ward| ward.secrets.clone() as Arc<dyn Reload>));
         }
         secrets
     }
@@ -149,6 +153,10 @@ impl Source {
             headers: source.headers.clone(),
             limits: SourceLimits::new(source),
             said_handshake: Seldom::default(),
+            quarantine: source
+                .quarantine
+                .then(|| Ward::new(name, source, &profile, metrics).map(Arc::new))
+                .transpose()?,
             stored: counted("stored"),
             duplicate: counted("duplicate"),
             profile,
@@ -232,6 +240,9 @@ impl Source {
 
     /// Reads the secrets again after one was captured.
     pub(super) fn reload(&self) -> Result<(), KeyError> {
+        if let Some(ward) = &self.quarantine {
+            ward.secrets.reload()?;
+        }
         match &self.proof {
             Proof::Ways { credentials, .. } => credentials.reload().map(|_| ()),
             Proof::None => Ok(()),

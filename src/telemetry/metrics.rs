@@ -20,6 +20,9 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<RequestLabels, Counter>,
     /// Why requests were answered 401.
     pub(crate) rejections: Family<RejectionLabels, Counter>,
+    /// Requests answered 401 that were to be kept: `kept`, or `dropped` because there were too many of them or
+    /// NATS was away.
+    pub(crate) quarantined: Family<RequestLabels, Counter>,
     /// From the headers of a stored request to its answer.
     pub(crate) request_seconds: Histogram,
     /// Bytes of bodies held now.
@@ -105,6 +108,7 @@ impl Metrics {
             registry: Arc::default(),
             requests: Family::default(),
             rejections: Family::default(),
+            quarantined: Family::default(),
             request_seconds: seconds(),
             body_bytes: Gauge::default(),
             connections: Gauge::default(),
@@ -132,6 +136,7 @@ impl Metrics {
         registry.register("build_info", "The version that runs", build);
         registry.register("ingress_requests", "Requests to /hooks by outcome", self.requests.clone());
         registry.register("ingress_rejections", "Requests answered 401 by reason", self.rejections.clone());
+        registry.register("ingress_quarantined", "Rejected requests kept or dropped", self.quarantined.clone());
         registry.register(
             "ingress_request_seconds",
             "Time from headers to answer of stored requests",

@@ -19,6 +19,7 @@ mod hostile_requests;
 mod limits;
 mod outages;
 mod outbox;
+mod quarantine;
 mod refused_addresses;
 mod replay;
 mod shutdown;
