@@ -27,7 +27,8 @@ impl Scheme {
         if self.each.is_some() || self.body_hash.is_some() || !self.when.is_empty() {
             return wrong("signed", "`each`, `body_hash` and `when` are for requests that come in");
         }
-        if self.signed.has_timestamp() && self.timestamp_place().is_none() {
+        // Verification asks for a timestamp wherever one is said to be, also where the body holds it.
+        if self.timestamp.is_some() && self.timestamp_place().is_none() {
             return wrong("timestamp", "must be a header, or an entry of the signature's header by name");
         }
         Ok(())
@@ -69,5 +70,51 @@ impl Scheme {
         };
         headers.push((header.clone(), value));
         headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::secret::Secret;
+    use crate::signature::preset_files::FILES;
+    use crate::signature::profile::Naming;
+    use crate::signature::{Genuine, Inquiry, Rejection, Ways, preset};
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_760_000_000)
+    }
+
+    fn verify(scheme: &Scheme, secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<Genuine, Rejection> {
+        let (ways, id) = (Ways::new(vec![scheme.clone()]), Naming::from_iter("header:webhook-id".parse::<Place>()));
+        let request = Request::new(&Method::POST, "", None, headers, body);
+        let inquiry = Inquiry { request: &request, id: Some(&id), now: now(), documents: &|_| None };
+        ways.verify(&[ways.credential(secret).unwrap()], &inquiry)
+    }
+
+    #[test]
+    fn whatever_can_sign_what_goes_out_verifies_it() {
+        let mut count = 0;
+        for (name, _) in FILES {
+            let profile = preset::find(name).unwrap().profile;
+            let Some(scheme) = profile.schemes().next().filter(|scheme| scheme.validate_signing().is_ok()) else {
+                continue;
+            };
+            let usable = |text: &&str| scheme.takes(&Secret::new(*text)) && scheme.key(&Secret::new(*text)).is_ok();
+            let secret = ["text", "whsec_c2VjcmV0", "00ff"].into_iter().find(usable).unwrap();
+            let secret = Secret::new(secret);
+            let mut headers = HeaderMap::new();
+            headers.insert("webhook-id", "id-1".parse().unwrap());
+            for (header, value) in scheme.sign(&[scheme.key(&secret).unwrap()], "id-1", now(), b"{}") {
+                headers.insert(header, value.parse().unwrap());
+            }
+            assert_eq!(verify(scheme, &secret, &headers, b"{}"), Ok(Genuine { secret: 0 }), "{name}: {headers:?}");
+            let changed = verify(scheme, &secret, &headers, b"{ }");
+            assert!(matches!(changed, Err(Rejection::Mismatch { .. })), "{name}: {changed:?}");
+            count += 1;
+        }
+        assert!(count > 60, "{count}");
     }
 }
