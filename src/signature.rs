@@ -7,6 +7,7 @@
 
 mod condition;
 mod document;
+mod draft;
 mod encoding;
 mod handshake;
 mod jwt;
@@ -17,6 +18,7 @@ mod preset_files;
 pub mod profile;
 mod public_key;
 mod rejection;
+mod sample;
 pub mod scheme;
 mod sign;
 mod template;
@@ -35,6 +37,7 @@ pub use key::KeyForm;
 pub use preset::Preset;
 pub use profile::{Profile, Verify};
 pub use rejection::Rejection;
+pub(crate) use sample::{Sample, Unsignable, Wish};
 pub use scheme::{Algorithm, Scheme};
 pub use template::Template;
 pub use verifier::Verifier;

@@ -32,6 +32,16 @@ impl Pointer {
         Some(Self(steps.map(|step| step.replace("~1", "/").replace("~0", "~")).collect()))
     }
 
+    /// The steps, one after the other.
+    pub(crate) fn steps(&self) -> &[String] {
+        &self.0
+    }
+
+    /// The pointer to what another one finds in an item of the list here.
+    pub(crate) fn item(&self, index: usize, inner: &Self) -> Self {
+        Self([&self.0[..], &[index.to_string()], &inner.0[..]].concat())
+    }
+
     /// The last step.
     pub(crate) fn last(&self) -> &str {
         self.0.last().map_or("", String::as_str)

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
 
-use crate::event::Places;
 use crate::event::place::Scope;
+use crate::event::{Place, Places};
 
 /// Places and what must be there, all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +35,39 @@ impl Conditions {
                 Wanted::Text(pattern) => text().is_some_and(|text| matches(pattern, &text)),
             }
         })
+    }
+
+    /// The first that does not hold, in words.
+    pub(super) fn unmet(&self, scope: Scope<'_>) -> Option<String> {
+        let unmet = self.each().find(|condition| !condition.hold(scope))?;
+        unmet.0.first().map(|(places, wanted)| match wanted {
+            Wanted::Present(true) => format!("nothing is at `{places}`"),
+            Wanted::Present(false) => format!("something is at `{places}`"),
+            Wanted::Number(number) => format!("`{places}` is not {number}"),
+            Wanted::Text(pattern) => format!("`{places}` is not `{pattern}`"),
+        })
+    }
+
+    /// Each of them by itself.
+    pub(super) fn each(&self) -> impl Iterator<Item = Self> {
+        self.0.iter().map(|condition| Self(vec![condition.clone()]))
+    }
+
+    /// What to put where, so that they hold: a value that fits, or nothing where any value does. What must not be
+    /// there is left out.
+    pub(super) fn wishes(&self) -> impl Iterator<Item = (&Places, Option<Value>)> {
+        self.0.iter().filter_map(|(places, wanted)| match wanted {
+            Wanted::Present(false) => None,
+            Wanted::Present(true) => Some((places, None)),
+            Wanted::Number(number) => Some((places, Some((*number).into()))),
+            Wanted::Text(pattern) => Some((places, Some(pattern.replace('*', "").into()))),
+        })
+    }
+
+    /// The places where nothing may be.
+    pub(super) fn forbidden(&self) -> impl Iterator<Item = &Place> {
+        let forbidding = self.0.iter().filter(|(_, wanted)| *wanted == Wanted::Present(false));
+        forbidding.flat_map(|(places, _)| places.iter())
     }
 
     /// Whether nothing is asked.

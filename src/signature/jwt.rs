@@ -13,13 +13,14 @@ use serde_json::{Map, Value};
 
 use super::encoding::Encoding;
 use super::key::Key;
-use super::mac::{Hash, any_equal};
+use super::mac::{Hash, MacKey, any_equal};
 use super::public_key::{PublicKey, Signing};
 use super::scheme::SchemeError;
 use super::template::{Template, Values};
 use super::verify::Inquiry;
 use super::{Document, Rejection, Scheme};
 use crate::clock::unix_seconds;
+use crate::event::Request;
 use crate::event::place::Scope;
 
 /// The longest token that is looked at. One that is the body itself may be longer.
@@ -27,6 +28,8 @@ const MAX_TOKEN_BYTES: usize = 64 * 1024;
 
 /// The longest header of a token.
 const MAX_HEADER_BYTES: usize = 4 * 1024;
+/// How long a token that is written here holds.
+const LIFETIME: Duration = Duration::from_secs(300);
 
 /// What a token must say.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -154,6 +157,26 @@ impl Jwt {
                 named.map(|(secret, _)| *secret).ok_or_else(|| Rejection::NotForUs(format!("claim `{claim}`")))
             }
         }
+    }
+
+    /// A token that says what it must, signed with a shared key as its issuer would.
+    pub(super) fn write(&self, key: &MacKey, now: SystemTime, request: &Request<'_>) -> Result<String, Rejection> {
+        let text = |template: &Template| template.text(Values::of(Scope::of(request))).map(Value::String);
+        let (issued, expires) = (unix_seconds(now), unix_seconds(now + LIFETIME));
+        let mut claims = Map::from_iter([("iat".to_owned(), issued.into()), ("exp".to_owned(), expires.into())]);
+        for (claim, template) in [("iss", &self.issuer), ("aud", &self.audience)] {
+            if let Some(template) = template {
+                claims.insert(claim.to_owned(), text(template)?);
+            }
+        }
+        if let Some(BodyClaim { claim, algorithm, encoding }) = &self.body_claim {
+            claims.insert(claim.clone(), encoding.encode(&algorithm.digest(&[request.body])).into());
+        }
+        let part = |json: String| BASE64URL_NOPAD.encode(json.as_bytes());
+        let header = serde_json::json!({ "alg": self.name(), "typ": "JWT" });
+        let signed = format!("{}.{}", part(header.to_string()), part(Value::Object(claims).to_string()));
+        let code = BASE64URL_NOPAD.encode(&key.mac(&[signed.as_bytes()]));
+        Ok(format!("{signed}.{code}"))
     }
 
     fn matching_key(

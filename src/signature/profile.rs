@@ -192,6 +192,18 @@ impl Naming {
         Ok(Some(parts.join(".").into()))
     }
 
+    /// Part by part, the places that stand for each other, and the text that a template has before them.
+    pub(super) fn parts(&self) -> Vec<(&str, Vec<&Place>)> {
+        let mut parts = Vec::with_capacity(self.0.len());
+        for part in &self.0 {
+            parts.push(match part {
+                Part::Places(places) => ("", places.iter().collect()),
+                Part::Template(template) => (template.beginning(), template.places().collect()),
+            });
+        }
+        parts
+    }
+
     /// Every place that is looked at.
     pub(crate) fn places(&self) -> Vec<&Place> {
         let mut all = Vec::new();

@@ -249,6 +249,13 @@ impl Scheme {
         !fetched || named
     }
 
+    /// Whether both sides share the secret, so that whoever can verify could have signed.
+    pub(crate) fn is_shared(&self) -> bool {
+        let fetched = self.jwks.is_some() || self.certificate.is_some();
+        let public = self.algorithm.signing().or_else(|| self.jwt.as_ref().and_then(Jwt::signing));
+        !fetched && public.is_none()
+    }
+
     /// Whether the public URL is part of what is signed.
     pub(crate) fn needs_url(&self) -> bool {
         self.signed.has_url() || self.jwt.as_ref().is_some_and(Jwt::needs_url)
@@ -317,6 +324,23 @@ impl Scheme {
 }
 
 impl Algorithm {
+    /// Its name, as it is written.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::HmacSha1 => "hmac-sha1",
+            Self::HmacSha256 => "hmac-sha256",
+            Self::HmacSha512 => "hmac-sha512",
+            Self::PlainSha256 => "plain-sha256",
+            Self::Ed25519 => "ed25519",
+            Self::EcdsaP256 => "ecdsa-p256",
+            Self::RsaSha1 => "rsa-sha1",
+            Self::RsaSha256 => "rsa-sha256",
+            Self::Jwt => "jwt",
+            Self::Token => "token",
+            Self::Basic => "basic",
+        }
+    }
+
     /// Whether the signature is a code over bytes, and not the secret itself or a token.
     pub(crate) fn is_code(self) -> bool {
         !matches!(self, Self::Token | Self::Basic | Self::Jwt)

@@ -75,6 +75,35 @@ pub(crate) struct Values<'a> {
     pub(crate) variant: usize,
 }
 
+/// What a template needs of a request.
+pub(super) enum Need<'a> {
+    /// Something at a place.
+    At(&'a Place),
+    /// Something at a pointer into the body.
+    Line(&'a Pointer),
+    /// A header that lists others, and those.
+    Headers(&'a HeaderName),
+}
+
+/// A name in a template, and what stands for it.
+pub(super) struct Named<'a> {
+    pub(super) name: String,
+    pub(super) optional: bool,
+    pub(super) part: Part,
+    pub(super) value: Option<Cow<'a, [u8]>>,
+}
+
+/// What a name stands for, as far as it matters to whoever shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All of the body.
+    Body,
+    /// A value in the body.
+    OfBody,
+    Secret,
+    Other,
+}
+
 impl<'a> Values<'a> {
     /// Nothing but the request.
     pub(crate) fn of(scope: Scope<'a>) -> Self {
@@ -140,6 +169,51 @@ impl Template {
             Piece::Name { name: Name::At(place), .. } => Some(place),
             _ => None,
         })
+    }
+
+    /// What a request must have so that the template can be filled; what may be missing is left out.
+    pub(super) fn needs(&self) -> impl Iterator<Item = Need<'_>> {
+        self.0.iter().filter_map(|piece| match piece {
+            Piece::Name { name, optional: false } => match name {
+                Name::At(place) => Some(Need::At(place)),
+                Name::Line(pointer) => Some(Need::Line(pointer)),
+                Name::Headers(list) => Some(Need::Headers(list)),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Whether it covers the fields of a form.
+    pub(super) fn has_form(&self) -> bool {
+        self.has(|name| *name == Name::Form)
+    }
+
+    /// The text before the first name.
+    pub(super) fn beginning(&self) -> &str {
+        match self.0.first() {
+            Some(Piece::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// Each name in it, what stands for it, and what that is.
+    pub(super) fn named<'a>(&'a self, values: Values<'a>) -> Vec<Named<'a>> {
+        let named = |piece: &'a Piece| match piece {
+            Piece::Text(_) => None,
+            Piece::Name { name, optional } => {
+                let part = match name {
+                    Name::Body | Name::Form | Name::At(Place::Body) => Part::Body,
+                    Name::Line(_) => Part::OfBody,
+                    Name::At(place) if place.reads_body() => Part::OfBody,
+                    Name::Secret => Part::Secret,
+                    _ => Part::Other,
+                };
+                let value = name.find(values).ok().flatten();
+                Some(Named { name: name.to_string(), optional: *optional, part, value })
+            }
+        };
+        self.0.iter().filter_map(named).collect()
     }
 
     /// Whether only names stand in it that an outgoing request has: body, timestamp and id.

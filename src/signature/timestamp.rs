@@ -29,7 +29,7 @@ const MAX_LENGTH: usize = 40;
 
 impl Unit {
     /// Milliseconds since 1970; the error says what is wrong.
-    fn read(self, text: &str) -> Result<i128, &'static str> {
+    pub(super) fn read(self, text: &str) -> Result<i128, &'static str> {
         if text.len() > MAX_LENGTH {
             return Err("it is too long for a timestamp");
         }

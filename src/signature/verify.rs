@@ -100,7 +100,7 @@ impl Ways {
 }
 
 impl Scheme {
-    fn verify(&self, keys: &[(usize, &Key)], inquiry: &Inquiry<'_>) -> Result<usize, Rejection> {
+    pub(super) fn verify(&self, keys: &[(usize, &Key)], inquiry: &Inquiry<'_>) -> Result<usize, Rejection> {
         let Some(list) = &self.each else { return self.verify_item(keys, inquiry, None) };
         let items = items(list, inquiry.request.body)?;
         let mut secret = Err(Rejection::Missing(format!("json:{list}")));
@@ -142,7 +142,7 @@ impl Scheme {
     }
 
     /// What stands at the places of the signature; at least one.
-    fn texts<'a>(&self, scope: Scope<'a>) -> Result<Vec<Cow<'a, str>>, Rejection> {
+    pub(super) fn texts<'a>(&self, scope: Scope<'a>) -> Result<Vec<Cow<'a, str>>, Rejection> {
         let mut texts = Vec::with_capacity(1);
         for place in &self.signature {
             match place {
@@ -154,7 +154,7 @@ impl Scheme {
         if texts.is_empty() { Err(Rejection::Missing(self.places())) } else { Ok(texts) }
     }
 
-    fn entries<'a>(&self, texts: &'a [Cow<'a, str>]) -> Result<Vec<&'a str>, Rejection> {
+    pub(super) fn entries<'a>(&self, texts: &'a [Cow<'a, str>]) -> Result<Vec<&'a str>, Rejection> {
         let mut entries: Vec<&str> = Vec::with_capacity(texts.len());
         for text in texts {
             match &self.separator {
@@ -298,18 +298,18 @@ impl Scheme {
     }
 }
 
-fn items<'a>(list: &Pointer, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Rejection> {
+pub(super) fn items<'a>(list: &Pointer, body: &'a [u8]) -> Result<Vec<&'a [u8]>, Rejection> {
     let place = || format!("json:{list}");
     let items = list.items(body).ok_or_else(|| Rejection::Missing(place()))?;
     items.map_err(|_| Rejection::Ambiguous(place()))
 }
 
-fn required<'a>(places: &Places, scope: Scope<'a>) -> Result<Cow<'a, str>, Rejection> {
+pub(super) fn required<'a>(places: &Places, scope: Scope<'a>) -> Result<Cow<'a, str>, Rejection> {
     let found = places.find(scope).map_err(|Ambiguous| Rejection::Ambiguous(places.to_string()))?;
     found.filter(|text| !text.is_empty()).ok_or_else(|| Rejection::Missing(places.to_string()))
 }
 
-fn identified<'a>(naming: &Naming, scope: Scope<'a>) -> Result<Cow<'a, str>, Rejection> {
+pub(super) fn identified<'a>(naming: &Naming, scope: Scope<'a>) -> Result<Cow<'a, str>, Rejection> {
     let found = naming.id(scope).map_err(|Ambiguous| Rejection::Ambiguous(naming.to_string()))?;
     found.filter(|text| !text.is_empty()).ok_or_else(|| Rejection::Missing(naming.to_string()))
 }
