@@ -4,6 +4,7 @@
 
 mod check;
 mod dev;
+mod explain;
 mod publish;
 mod ready;
 mod replay;
@@ -44,7 +45,7 @@ enum Command {
     /// Validates the configuration and prints what it means.
     Check(check::Arguments),
     /// Signs a sample webhook as the provider would and posts it to a source.
-    Send(send::Arguments),
+    Send(Box<send::Arguments>),
     /// Watches subjects: headers and body of every message.
     Tail(tail::Arguments),
     /// Publishes one message and prints what the stream answered.
@@ -128,7 +129,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Gateway(arguments) => serve::run(arguments, Roles::Gateway).await,
         Command::Courier(arguments) => serve::run(arguments, Roles::Courier).await,
         Command::Check(arguments) => return check::run(arguments).await,
-        Command::Send(arguments) => send::run(arguments).await,
+        Command::Send(arguments) => send::run(*arguments).await,
         Command::Tail(arguments) => tail::run(arguments).await,
         Command::Publish(arguments) => publish::run(arguments).await,
         Command::Replay(arguments) => replay::run(arguments).await,
@@ -158,6 +159,11 @@ fn say(line: &str) {
 /// A line on standard error.
 fn complain(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+/// What comes from outside must not steer the terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Sets up logs and traces for a process that stays.

@@ -11,8 +11,7 @@ use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
 use percent_encoding::percent_decode_str;
 
-use super::tail::visible;
-use super::{Common, Usage, say};
+use super::{Common, Usage, say, visible};
 use crate::broker::{Broker, Glimpse, Names, Outgoing, StoredMessage, Visitor};
 use crate::clock::{Clock, rfc3339};
 use crate::config::StreamKind;

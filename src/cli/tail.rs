@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Common, complain, say};
+use super::{Common, complain, say, visible};
 use crate::broker::{Broker, Names, Seen};
 use crate::lifecycle::Signals;
 
@@ -87,9 +87,4 @@ fn print_text(seen: &Seen) {
         Ok(text) => say(&visible(text)),
         Err(_) => say(&format!("({} bytes that are not UTF-8)", seen.payload.len())),
     }
-}
-
-/// What comes from outside must not steer the terminal.
-pub(super) fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
