@@ -5,6 +5,7 @@
 mod check;
 mod dev;
 mod explain;
+mod presets;
 mod publish;
 mod ready;
 mod replay;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
-use super::{Common, Usage, complain, say};
+use super::{Common, Usage, complain, presets, say};
 use crate::broker::{Broker, Names, Plan, Server, Visitor};
 use crate::config::{self, AgentPattern, Config, HEADER_ROOM, StreamKind};
-use crate::signature::{Scheme, Verify};
+use crate::signature::preset::{self, Certainty};
+use crate::signature::{Profile, Scheme, Verify};
 
 /// Server memory per message id in a duplicate window, and replica. Measured on nats-server 2.15.1: 165 to 235.
 const BYTES_PER_ID: u64 = 235;
@@ -26,12 +27,25 @@ pub(super) struct Arguments {
     /// The webhooks a second that memory is reckoned for.
     #[arg(long, value_name = "N", default_value_t = 10)]
     rate: u64,
+    /// Instead, print a preset in the language of the configuration: a source to paste and change.
+    #[arg(long, value_name = "PRESET")]
+    explain: Option<String>,
+    /// Instead, list all presets: name, certainty, where the facts are from, handshakes, other names.
+    #[arg(long, conflicts_with = "explain")]
+    presets: bool,
     #[command(flatten)]
     common: Common,
 }
 
 /// Prints what the configuration means. Exit code 1 for every kind of mistake.
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    if arguments.presets {
+        presets::list().for_each(|line| say(&line));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(name) = &arguments.explain {
+        return explain(name);
+    }
     let config = match arguments.common.load() {
         Ok(config) => config,
         Err(error) => {
@@ -54,6 +68,18 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         return ExitCode::FAILURE;
     }
     say("the configuration is fine");
+    ExitCode::SUCCESS
+}
+
+fn explain(name: &str) -> ExitCode {
+    let Some(table) = presets::table(name) else {
+        let near = config::nearest(name, preset::names());
+        let near =
+            near.map_or(", see `hookbridge check --presets`".to_owned(), |near| format!(", did you mean `{near}`?"));
+        complain(&format!("error: no preset `{name}`{near}"));
+        return ExitCode::FAILURE;
+    };
+    say(&table);
     ExitCode::SUCCESS
 }
 
@@ -80,7 +106,7 @@ fn sources(config: &Config) {
             (None, Some(Verify::Ways(ways))) => {
                 format!("proof in {}", ways.iter().map(Scheme::places).collect::<Vec<_>>().join(" or "))
             }
-            (None, _) => "no proof".to_owned(),
+            (None, _) => "no proof (verify = \"none\")".to_owned(),
         };
         let id = match (&profile.id, profile.id_is_signed()) {
             (None, _) => "none: by body".to_owned(),
@@ -88,9 +114,11 @@ fn sources(config: &Config) {
             (Some(place), _) => place.to_string(),
         };
         let secrets = count(source.secrets.len(), "secret");
-        say(&format!("  POST {base}/hooks/{name}{token} -> {}", names.subject(&format!("events.{name}.<type>"))));
+        let methods = list(&profile.event_methods()).replace(", ", "|");
+        say(&format!("  {methods} {base}/hooks/{name}{token} -> {}", names.subject(&format!("events.{name}.<type>"))));
         say(&format!("    {proof}, {secrets}, delivery id {id}"));
-        if let Some(limits) = source_limits(source) {
+        naming(source, &profile).iter().for_each(|line| say(&format!("    {line}")));
+        if let Some(limits) = source_limits(config, source) {
             say(&format!("    {limits}"));
         }
         if source.quarantine {
@@ -99,15 +127,38 @@ fn sources(config: &Config) {
             let kept = age.map_or(String::new(), |age| format!(" for {}", humantime::format_duration(age)));
             say(&format!("    rejected requests are kept{kept} on {subject}"));
         }
+        if let (Some(name), Some(preset)) = (&source.preset, source.find_preset())
+            && preset.about.certainty != Certainty::Provider
+        {
+            say(&format!("    note: preset {name} is {}", preset.about.certainty.meaning()));
+        }
     }
 }
 
+/// How a source names its events, and which of them it publishes.
+fn naming(source: &config::Source, profile: &Profile) -> Vec<String> {
+    let event_type = profile.event_type.as_ref().map_or("none: unknown".to_owned(), ToString::to_string);
+    let handshakes: Vec<&str> = profile.handshakes().iter().map(|rule| rule.name.as_str()).collect();
+    let handshakes = (!handshakes.is_empty()).then(|| format!("handshakes {}", handshakes.join(", ")));
+    let types = (!source.types.is_empty()).then(|| format!("only types {}", source.types.join(", ")));
+    let split = profile.batch.as_ref().filter(|_| source.split).map(|batch| format!("split at {}", batch.items));
+    let taken = profile.content_types.as_ref().map(|types| format!("content types {}", types.join(", ")));
+    let max_body = profile.max_body.map(|max| format!("bodies up to {}", size(max.as_u64())));
+    let rest: Vec<String> = [handshakes, types, split, taken, max_body].into_iter().flatten().collect();
+    let rest = (!rest.is_empty()).then(|| rest.join("; "));
+    std::iter::once(format!("type {event_type}")).chain(rest).collect()
+}
+
 /// The limits that a source has, if it has any.
-fn source_limits(source: &config::Source) -> Option<String> {
+fn source_limits(config: &Config, source: &config::Source) -> Option<String> {
     let networks = (!source.networks.is_empty()).then(|| format!("networks {}", list(&source.networks)));
     let rate = source.rate.map(|rate| format!("rate {rate}"));
     let places = source.max_concurrent.map(|most| format!("{most} at once"));
-    let limits: Vec<String> = [networks, rate, places].into_iter().flatten().collect();
+    let window = config.streams.limits(StreamKind::Events).duplicate_window;
+    let ids = source
+        .rate
+        .map(|rate| format!("memory for ids up to {}", size(rate.most_in(window).saturating_mul(BYTES_PER_ID))));
+    let limits: Vec<String> = [networks, rate, places, ids].into_iter().flatten().collect();
     (!limits.is_empty()).then(|| limits.join("; "))
 }
 
@@ -174,8 +225,11 @@ fn memory(config: &Config, kind: StreamKind, rate: u64) -> String {
     let limits = config.streams.limits(kind);
     match kind {
         StreamKind::Events => {
-            let ids = rate.saturating_mul(limits.duplicate_window.as_secs());
-            format!("{} for ids at {rate}/s", size(ids.saturating_mul(BYTES_PER_ID)))
+            let (window, ids) = (limits.duplicate_window, rate.saturating_mul(limits.duplicate_window.as_secs()));
+            let (all, million) = (size(ids.saturating_mul(BYTES_PER_ID)), size(BYTES_PER_ID * 1_000_000));
+            let hours = window.as_secs().is_multiple_of(3600).then(|| format!("{}h", window.as_secs() / 3600));
+            let window = hours.unwrap_or_else(|| humantime::format_duration(window).to_string());
+            format!("{all} for ids at {rate}/s in the {window} window, {million} per million ids")
         }
         StreamKind::Receipts | StreamKind::Dead => {
             let subjects = limits.max_messages.unwrap_or(1_000_000);

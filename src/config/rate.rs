@@ -3,6 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
+use std::time::Duration;
 
 use governor::Quota;
 use serde::{Deserializer, de};
@@ -37,6 +38,17 @@ impl Rate {
             Unit::Hour => Quota::per_hour(self.number),
         };
         even.allow_burst(self.burst)
+    }
+
+    /// The most that it lets through in so long a time.
+    pub(crate) fn most_in(self, time: Duration) -> u64 {
+        let each = match self.unit {
+            Unit::Second => 1,
+            Unit::Minute => 60,
+            Unit::Hour => 3600,
+        };
+        let even = time.as_secs().saturating_mul(self.number.get().into()) / each;
+        even.saturating_add(self.burst.get().into())
     }
 
     /// A rate per second, for defaults.
@@ -113,9 +125,15 @@ pub(super) fn rate_or_none<'de, D: Deserializer<'de>>(value: D) -> Result<Option
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn the_most_that_a_rate_lets_through_is_what_it_gives_and_its_burst() {
+        let most = |text: &str| text.parse::<Rate>().unwrap().most_in(Duration::from_secs(7200));
+        assert_eq!(most("10/s burst 5"), 72_005);
+        assert_eq!(most("600/m"), 72_600);
+        assert_eq!(most("1/h burst 1"), 3);
+    }
 
     #[test]
     fn a_rate_is_read_as_it_is_written() {

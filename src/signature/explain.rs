@@ -119,7 +119,7 @@ impl Scheme {
                 }
             }
         }
-        let secret = |key: &(usize, &Key)| Step::Secret { secret: key.0, made: self.made(key, inquiry) };
+        let secret = |key: &(usize, &Key)| Step::Secret { secret: key.0, made: self.was_made_with(key, inquiry) };
         steps.extend(keys.iter().map(secret));
         let outcome = self.verify(keys, inquiry);
         if matches!(outcome, Err(Rejection::Mismatch { .. })) {
@@ -158,7 +158,7 @@ impl Scheme {
     }
 
     /// Whether the signature was made with this secret, whatever else is wrong.
-    fn made(&self, key: &(usize, &Key), inquiry: &Inquiry<'_>) -> Option<bool> {
+    fn was_made_with(&self, key: &(usize, &Key), inquiry: &Inquiry<'_>) -> Option<bool> {
         // What stands at an address made the signature then, and the secret is only named by it.
         if !self.is_shared() && (self.jwks.is_some() || self.certificate.is_some()) {
             return None;
@@ -177,7 +177,7 @@ impl Scheme {
         let right = |body: &[u8]| {
             let request = Request::new(method, endpoint, *query, headers, body);
             let inquiry = Inquiry { request: &request, ..*inquiry };
-            keys.iter().any(|key| self.made(key, &inquiry) == Some(true))
+            keys.iter().any(|key| self.was_made_with(key, &inquiry) == Some(true))
         };
         let bare = body.trim_ascii_end();
         if bare.len() < body.len() && right(bare) {

@@ -49,6 +49,26 @@ pub enum Certainty {
     General,
 }
 
+impl Certainty {
+    /// Its word, as preset files have it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Catalogue => "catalogue",
+            Self::General => "general",
+        }
+    }
+
+    /// The same in a sentence.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Self::Provider => "from the provider's own documentation, library or published example",
+            Self::Catalogue => "from other gateways' catalogues: compare a real request before money depends on it",
+            Self::General => "from general knowledge: compare a real request before anything depends on it",
+        }
+    }
+}
+
 /// A preset file: what a source may say, and where the facts are from.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +114,11 @@ static NAMES: LazyLock<BTreeMap<String, usize>> = LazyLock::new(|| {
 /// The names of all presets, aliases included, in alphabetical order.
 pub fn names() -> impl Iterator<Item = &'static str> {
     NAMES.keys().map(String::as_str)
+}
+
+/// The names of all presets without aliases, in alphabetical order.
+pub(crate) fn own_names() -> impl Iterator<Item = &'static str> {
+    preset_files::FILES.iter().map(|(name, _)| *name)
 }
 
 /// The preset of this name.

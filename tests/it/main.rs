@@ -13,6 +13,7 @@ mod command_line;
 mod deliveries;
 mod events;
 mod examples;
+mod explain;
 mod fan_out;
 mod handshakes;
 mod hostile_requests;
