@@ -343,7 +343,7 @@ mod tests {
         let steps = explain("gitlab", &["a token"], &[("x-gitlab-token", "another")], "{}");
         let why = "there is no secret of the form `whsec_*`".to_owned();
         assert_eq!(steps[0], Step::Skipped { way: 0, algorithm: "hmac-sha256", why });
-        assert_eq!(refused(&steps), "mismatch with all 1 secrets");
+        assert_eq!(refused(&steps), "mismatch with the only secret");
 
         let steps = explain("box", &["a"], &[], "{}");
         let why = "`header:box-signature-algorithm` is not `HmacSHA256`".to_owned();

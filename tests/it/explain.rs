@@ -65,7 +65,7 @@ async fn what_is_sent_as_a_provider_would_is_taken_and_what_is_signed_wrongly_is
 
         let refused = sender.send(&[name, "--wrong-signature", "--explain"]).await;
         assert!(refused.assert_code(1).stdout.contains("\n401 Unauthorized"), "{name}: {refused}");
-        assert!(refused.stdout.contains("verdict    refused: mismatch with all 1 secrets\n"), "{name}: {refused}");
+        assert!(refused.stdout.contains("verdict    refused: mismatch with the only secret\n"), "{name}: {refused}");
         assert!(!refused.to_string().contains("s3cret"), "{name}: {refused}");
     }
     assert_eq!(sender.nats.count("EVENTS").await, SOURCES.len() as u64);
@@ -122,10 +122,10 @@ async fn a_refused_request_is_pasted_and_explained_as_it_is() {
     let no_way = paste("box", &["BOX-SIGNATURE-VERSION: 1"]).await;
     for (answered, expected) in [
         (without_time, "refused: no timestamp: nothing at `header:x-slack-request-timestamp`"),
-        (with_time, "refused: mismatch with all 1 secrets"),
+        (with_time, "refused: mismatch with the only secret"),
         (unknown, "refused: no signature with a known version: none at `header:x-slack-signature` begins with `v0=`"),
         (bare, "refused: no signature: nothing at `header:x-slack-signature`"),
-        (other, "refused: mismatch with all 1 secrets"),
+        (other, "refused: mismatch with the only secret"),
         (no_way, "does not apply, `header:box-signature-algorithm` is not `HmacSHA256`"),
     ] {
         assert!(answered.assert_code(1).stdout.contains(expected), "{expected:?} is not in: {answered}");
