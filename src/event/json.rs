@@ -188,49 +188,13 @@ impl<'de> Leaf<'de> for Scalar {
     type Found = String;
 
     fn read<D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Option<String>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a JSON value")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Some(text.to_owned()))
-            }
-
-            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
-                Ok(Some(value.to_string()))
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
-                Ok(Some(value.to_string()))
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
-                Ok(Some(value.to_string()))
-            }
-
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
-                Ok(Some(value.to_string()))
-            }
-
-            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-                Ok(None)
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(None)
-            }
-
-            fn visit_seq<S: SeqAccess<'de>>(self, mut sequence: S) -> Result<Self::Value, S::Error> {
-                while sequence.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(None)
-            }
-        }
-        value.deserialize_any(Text)
+        let text = <&RawValue>::deserialize(value)?.get();
+        Ok(match text.as_bytes().first() {
+            Some(b'"') => Some(serde_json::from_str(text).map_err(D::Error::custom)?),
+            // As it is written: `1.50` and numbers beyond 64 bits are not the same after reading them.
+            Some(b'-' | b'0'..=b'9' | b't' | b'f') => Some(text.to_owned()),
+            _ => None,
+        })
     }
 }
 
@@ -330,6 +294,14 @@ mod tests {
         assert_eq!(scalar("/n", body).as_deref(), Some("7"));
         assert_eq!(scalar("/t", body).as_deref(), Some("true"));
         assert_eq!(scalar("", "\"whole\"").as_deref(), Some("whole"));
+        assert_eq!(scalar("", r#""a\u0062\n\ud83d\ude00""#).as_deref(), Some("ab\n\u{1f600}"));
+    }
+
+    #[test]
+    fn a_number_is_the_text_that_it_is_written_as() {
+        for number in ["0", "-1", "1.50", "1e3", "12345678901234567890123", "0.1"] {
+            assert_eq!(scalar("/n", &format!("{{\"n\": {number} }}")).as_deref(), Some(number));
+        }
     }
 
     #[test]
