@@ -1,5 +1,6 @@
 //! From a verified webhook to stored events.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -71,13 +72,14 @@ pub(super) fn events(
         return Ok(Events { id, filtered: usize::from(!wanted), events, split: false });
     };
     let items = items?;
+    let mut equals = HashMap::new();
     let mut made = Events { id: String::new(), events: Vec::with_capacity(items.len()), split: true, filtered: 0 };
     for (position, item) in items.into_iter().enumerate() {
         let scope = Scope { item: Some(item), ..Scope::of(request) };
         let own_type = batch.event_type.as_ref().and_then(|own| own.event_type(scope)).or_else(|| event_type.clone());
         let own_id = batch.id.as_ref().and_then(|own| id::provider(&own.id(scope).ok()??));
         let of_whole = || provided.as_ref().map(|whole| format!("{whole}.{position}"));
-        let id = own_id.or_else(of_whole).unwrap_or_else(|| source.recent.id(item, now));
+        let id = own_id.or_else(of_whole).unwrap_or_else(|| numbered(source.recent.id(item, now), &mut equals));
         if !source.wants(own_type.as_deref()) {
             made.filtered += 1;
             continue;
@@ -86,6 +88,13 @@ pub(super) fn events(
     }
     made.id = provided.or_else(|| Some(made.events.first()?.id.clone())).unwrap_or_else(|| source.recent.id(body, now));
     Ok(made)
+}
+
+/// Equal items without an id are different events when they came in one batch: nobody repeats himself there.
+fn numbered(id: String, equals: &mut HashMap<String, usize>) -> String {
+    let before = equals.entry(id.clone()).or_default();
+    *before += 1;
+    if *before == 1 { id } else { format!("{id}.{before}") }
 }
 
 fn list<'a>(batch: &Batch, body: &'a [u8]) -> Option<Result<Vec<&'a [u8]>, Unnamed>> {
