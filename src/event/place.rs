@@ -79,7 +79,7 @@ impl Place {
             }
             Self::Numbered(_) => Ok(None),
             Self::Query(name) => only(named(request.parameters(), name)),
-            Self::Json(pointer) => Ok(pointer.scalar(request.body).map(Cow::Owned)),
+            Self::Json(pointer) => Ok(request.scalar(pointer).map(Cow::Owned)),
             Self::Item(pointer) => Ok(scope.item.and_then(|item| pointer.scalar(item)).map(Cow::Owned)),
             Self::Key(pointer) => Ok(pointer.first_key(request.body).map(Cow::Owned)),
             Self::Form(name, pointer) => {

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::ready;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method};
+
+use super::json::Pointer;
 
 /// The most fields of a form that are read; honest senders have a few dozen.
 const MAX_FIELDS: usize = 1_000;
@@ -27,6 +29,9 @@ pub struct Request<'a> {
     /// The raw body.
     pub body: &'a [u8],
     form: OnceLock<Option<Fields>>,
+    /// What was looked up in the JSON body: the configuration asks for the same few values again and again, for
+    /// every item of a list even.
+    scalars: Mutex<Vec<(Pointer, Option<String>)>>,
 }
 
 /// The fields of a form in their order.
@@ -41,7 +46,7 @@ impl<'a> Request<'a> {
         headers: &'a HeaderMap,
         body: &'a [u8],
     ) -> Self {
-        Self { method, endpoint, query, headers, body, form: OnceLock::new() }
+        Self { method, endpoint, query, headers, body, form: OnceLock::new(), scalars: Mutex::default() }
     }
 
     /// The public URL with its query.
@@ -59,6 +64,17 @@ impl<'a> Request<'a> {
             None => fields(self.body),
         };
         self.form.get_or_init(read).as_deref()
+    }
+
+    /// The text of the scalar there in the JSON body.
+    pub(crate) fn scalar(&self, pointer: &Pointer) -> Option<String> {
+        let mut scalars = self.scalars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = scalars.iter().find(|(known, _)| known == pointer) {
+            return found.clone();
+        }
+        let found = pointer.scalar(self.body);
+        scalars.push((pointer.clone(), found.clone()));
+        found
     }
 
     /// What separates the parts, where the body is `multipart/form-data`.

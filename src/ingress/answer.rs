@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, Method, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use serde::Serialize;
 
 use super::peer_rate::TooSoon;
@@ -34,8 +34,11 @@ impl Accepted {
     pub(super) fn response(&self, wanted: Option<&Answer>) -> Response {
         let status =
             wanted.and_then(|wanted| StatusCode::from_u16(wanted.status?).ok()).unwrap_or(StatusCode::ACCEPTED);
+        if status == StatusCode::NO_CONTENT {
+            return text_response(status, String::new());
+        }
         if let Some(text) = wanted.and_then(|wanted| wanted.text.clone()) {
-            return (status, text_headers(&text), text).into_response();
+            return text_response(status, text);
         }
         let body = match wanted.and_then(|wanted| wanted.json.as_ref()) {
             Some(json) => serde_json::to_vec(json),
@@ -47,9 +50,13 @@ impl Accepted {
 }
 
 /// An empty body has no type.
-fn text_headers(text: &str) -> HeaderMap {
+fn text_response(status: StatusCode, text: String) -> Response {
     let plain = (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    Some(plain).filter(|_| !text.is_empty()).into_iter().collect()
+    let typed = Some(plain).filter(|_| !text.is_empty());
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().extend(typed);
+    response
 }
 
 /// Why a webhook was not taken.
@@ -203,7 +210,7 @@ impl ReceiveError {
     pub(super) fn response(&self, wanted: Option<&Answer>) -> Response {
         let status = self.status();
         if let (Self::Rejected(_), Some(text)) = (self, wanted.and_then(|wanted| wanted.rejected_text.clone())) {
-            return (status, text_headers(&text), text).into_response();
+            return text_response(status, text);
         }
         let title = status.canonical_reason().unwrap_or_default();
         let problem = Problem { r#type: "about:blank", title, status: status.as_u16(), detail: self.to_string() };

@@ -3,7 +3,9 @@
 use std::io::ErrorKind;
 use std::time::SystemTime;
 
-use axum::response::{IntoResponse, Response};
+use axum::body::Body;
+use axum::response::Response;
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 use super::answer::ReceiveError;
@@ -35,10 +37,13 @@ pub(super) async fn act(
         let name = &source.name;
         tracing::info!(source.name = %name, handshake, log.left_out = more, "Answered the handshake `{handshake}` of {name}");
     }
-    let mut response = (reply.status, reply.body).into_response();
+    let bare = reply.status == StatusCode::NO_CONTENT;
+    let mut response = Response::new(if bare { Body::empty() } else { Body::from(reply.body) });
+    *response.status_mut() = reply.status;
     let headers = response.headers_mut();
-    headers.remove(CONTENT_TYPE);
-    headers.extend(reply.content_type.map(|content_type| (CONTENT_TYPE, HeaderValue::from_static(content_type))));
+    headers.extend(
+        reply.content_type.filter(|_| !bare).map(|content_type| (CONTENT_TYPE, HeaderValue::from_static(content_type))),
+    );
     headers.extend([NOSNIFF]);
     headers.extend(reply.headers);
     Ok(response)
