@@ -14,6 +14,9 @@ use super::{Names, from_nats, to_nats};
 use crate::config::Nats;
 use crate::event::Headers;
 
+/// How long the server may take to have read what was sent.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+
 /// A short connection to NATS.
 pub(crate) struct Visitor {
     client: Client,
@@ -90,8 +93,7 @@ impl Visitor {
             return self.watch_stream(subject, begun, seen).await;
         }
         let mut messages = self.client.subscribe(subject).await?;
-        // The client subscribes in the background: only now is it on its way to the server.
-        self.client.flush().await?;
+        self.settle().await?;
         begun();
         while let Some(message) = messages.next().await {
             if !seen(&self.seen(&message)) {
@@ -99,6 +101,17 @@ impl Visitor {
             }
         }
         bail!("the connection to NATS ended")
+    }
+
+    /// Waits until the server has read everything that was sent so far. Flushing only brings it on its way, and what
+    /// somebody else publishes meanwhile could overtake a subscription; a message to oneself cannot.
+    async fn settle(&self) -> anyhow::Result<()> {
+        let inbox = self.client.new_inbox();
+        let mut own = self.client.subscribe(inbox.clone()).await?;
+        self.client.publish(inbox, Bytes::new()).await?;
+        self.client.flush().await?;
+        let back = tokio::time::timeout(SETTLE_WITHIN, own.next()).await.context("NATS does not answer")?;
+        back.map(|_| ()).context("the connection to NATS ended")
     }
 
     async fn watch_stream(

@@ -1,6 +1,7 @@
 //! What can be read and still cannot work.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
@@ -217,7 +218,7 @@ fn source(config: &Config, name: &Name, source: &Source, findings: &mut Findings
         None => findings
             .add(&table, "has neither `preset` nor `verify`; to take requests from anybody write verify = \"none\""),
         Some(Verify::None) => unproved(&table, source, &profile, findings),
-        Some(Verify::Ways(ways)) => self::ways(&table, source, ways, findings),
+        Some(Verify::Ways(ways)) => self::ways(&table, source, ways, config.egress.allow_http, findings),
     }
 }
 
@@ -258,11 +259,15 @@ fn unproved(table: &str, source: &Source, profile: &Profile, findings: &mut Find
     }
 }
 
-fn ways(table: &str, source: &Source, ways: &Ways, findings: &mut Findings) {
+fn ways(table: &str, source: &Source, ways: &Ways, allow_http: bool, findings: &mut Findings) {
     let id = source.profile().id;
     for scheme in ways.iter() {
         if let Err(error) = scheme.validate(id.as_ref()) {
             findings.add(format!("{table}.verify.{}", error.key), error.reason);
+        }
+        let jwks = scheme.jwks.as_ref().map(Url::scheme);
+        if jwks.is_some_and(|scheme| scheme != "https" && !(scheme == "http" && allow_http)) {
+            findings.add(format!("{table}.verify.jwks"), "is not https: whoever is in between would choose the keys");
         }
     }
     let captured = source.profile().handshakes().iter().any(Handshake::captures);
@@ -277,6 +282,12 @@ fn ways(table: &str, source: &Source, ways: &Ways, findings: &mut Findings) {
     for secret in &source.secrets {
         // A provider that chooses the secret will bring it.
         if captured && secret.is_absent_file() {
+            let folder = secret.file().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+            if folder.is_some_and(|folder| !folder.is_dir()) {
+                let reason =
+                    format!("the folder of `{secret}` is not there, so the provider's secret could not be kept");
+                findings.add(format!("{table}.secrets"), reason);
+            }
             continue;
         }
         let ways = ways.clone();

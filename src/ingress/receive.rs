@@ -38,6 +38,8 @@ use crate::telemetry::{Metrics, traces};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// How long a request waits for newer keys than those that are known and would do.
+const REFRESH_WITHIN: Duration = Duration::from_secs(2);
 
 /// What every request needs.
 pub(super) struct Receiver {
@@ -230,7 +232,8 @@ impl Receiver {
         if let Some(rule) = source.handshake(&request, false) {
             let reply = source.shake(rule, &request, None).map_err(ReceiveError::Handshake)?;
             self.charge(arrival.sender);
-            return shake::act(source, &rule.name, reply, &self.keys.fetcher, now).await.map(Received::Handshake);
+            let shaken = shake::act(source, &rule.name, reply, &self.keys.fetcher, now);
+            return self.in_time(arrival.begun, shaken).await.map(Received::Handshake);
         }
         if !source.takes_proof_by(&head.method) {
             return Err(ReceiveError::Method { allowed: source.methods.clone() });
@@ -239,11 +242,12 @@ impl Receiver {
         if !source.takes_content_type(text(&CONTENT_TYPE)) {
             return Err(ReceiveError::ContentType);
         }
-        let genuine = self.prove(source, &request, now).await?;
+        let genuine = self.in_time(arrival.begun, self.prove(source, &request, now)).await?;
         let _place = source.limits.take()?;
         if let Some(rule) = source.handshake(&request, true) {
             let reply = source.shake(rule, &request, genuine.as_ref()).map_err(ReceiveError::Handshake)?;
-            return shake::act(source, &rule.name, reply, &self.keys.fetcher, now).await.map(Received::Handshake);
+            let shaken = shake::act(source, &rule.name, reply, &self.keys.fetcher, now);
+            return self.in_time(arrival.begun, shaken).await.map(Received::Handshake);
         }
         if !source.takes_events_by(&head.method) {
             return Err(ReceiveError::Method { allowed: source.methods.clone() });
@@ -267,11 +271,12 @@ impl Receiver {
     ) -> Result<Option<Genuine>, ReceiveError> {
         for url in source.key_sets() {
             // A key that the provider gave up is forgotten within the hour. If the new set is not to be had now,
-            // the old one is better than none.
-            if self.keys.documents.is_old(url.as_str())
-                && let Err(error) = self.keys.documents.fetch(url).await
-            {
-                tracing::debug!(source.name = %source.name, "Keys of {} are old: {error}", source.name);
+            // the old one is better than none; the fetch goes on for those who come later.
+            if self.keys.documents.is_old(url.as_str()) {
+                let refreshed = tokio::time::timeout(REFRESH_WITHIN, self.keys.documents.fetch(url)).await;
+                if !matches!(refreshed, Ok(Ok(_))) {
+                    tracing::debug!(source.name = %source.name, "Keys of {} are old: {refreshed:?}", source.name);
+                }
             }
         }
         let mut fetched = 0;
@@ -290,6 +295,16 @@ impl Receiver {
             let failed = |text| if ours { ReceiveError::NotNow(text) } else { ReceiveError::NoKey(text) };
             self.keys.documents.fetch(url).await.map_err(|error| failed(error.to_string()))?;
         }
+    }
+
+    /// What is asked of others must not take longer than the whole request may.
+    async fn in_time<T>(
+        &self,
+        begun: Instant,
+        asking: impl Future<Output = Result<T, ReceiveError>>,
+    ) -> Result<T, ReceiveError> {
+        let answered = tokio::time::timeout_at(begun + self.limits.request_timeout, asking).await;
+        answered.unwrap_or_else(|_| Err(ReceiveError::NotNow("others took longer than the request may".to_owned())))
     }
 
     async fn store(&self, arrival: Arrival<'_>, events: Events) -> Result<Accepted, ReceiveError> {

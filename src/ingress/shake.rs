@@ -70,7 +70,7 @@ fn keep(source: &Source, secret: &Secret) -> Result<(), ReceiveError> {
     source.reload().map_err(|error| ReceiveError::NotNow(error.to_string()))?;
     tracing::warn!(
         source.name = %source.name,
-        "The provider sent the secret of {}: it is in {file}, for you to read; delete the file to begin again",
+        "The provider sent the secret of {}: it is in {file}, for you to read; to begin again, delete the file and send SIGHUP",
         source.name
     );
     Ok(())

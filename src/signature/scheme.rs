@@ -210,7 +210,7 @@ impl Scheme {
         if self.certificate.is_some() && self.algorithm.signing().is_none() {
             return wrong("certificate", "belongs to an algorithm with a public key");
         }
-        if self.certificate.as_ref().is_some_and(|certificate| certificate.urls.is_empty()) {
+        if self.certificate.as_ref().is_some_and(|one| one.urls.is_empty() || one.urls.iter().any(UrlPrefix::is_any)) {
             return wrong("certificate", "names no `urls`: whoever chose the address would choose the key");
         }
         Ok(())

@@ -66,12 +66,20 @@ impl Ways {
 
     /// Prepares a secret. The error says what is wrong and never repeats the value.
     pub(crate) fn credential(&self, secret: &Secret) -> Result<Credential, String> {
-        let prepare = |scheme: &Scheme| scheme.takes(secret).then(|| scheme.key(secret)).transpose();
-        let credential: Credential = self.0.iter().map(prepare).collect::<Result<_, _>>()?;
-        if credential.iter().all(Option::is_none) {
-            return Err("has a form that no way of proving takes".to_owned());
+        let mut reason = "has a form that no way of proving takes".to_owned();
+        let mut credential = Credential::with_capacity(self.0.len());
+        for scheme in &self.0 {
+            credential.push(match scheme.takes(secret).then(|| scheme.key(secret)) {
+                Some(Ok(key)) => Some(key),
+                Some(Err(wrong)) => {
+                    reason = wrong;
+                    None
+                }
+                None => None,
+            });
         }
-        Ok(credential)
+        // Ways may read the same text differently; one that can use it is enough.
+        if credential.iter().all(Option::is_none) { Err(reason) } else { Ok(credential) }
     }
 
     /// Whether the request comes from somebody who knows one of the secrets.
@@ -250,7 +258,8 @@ impl Scheme {
         let malformed = |reason| Rejection::Malformed { place: certificate.at.to_string(), reason };
         let url: Url = address.parse().map_err(|_| malformed("it is not a URL"))?;
         // A query would make one certificate look like many, each to be fetched.
-        if url.query().is_some() || !certificate.urls.iter().any(|prefix| prefix.allows(&url)) {
+        let plain = url.query().is_none() && url.username().is_empty() && url.password().is_none();
+        if !plain || !certificate.urls.iter().any(|prefix| prefix.allows(&url)) {
             return Err(malformed("it is not an address where this provider's certificates are"));
         }
         match (inquiry.documents)(url.as_str()).as_deref() {

@@ -1,6 +1,7 @@
 //! A running Hookbridge, in the test's own process.
 
 use hookbridge::app::{App, Options, Roles};
+use hookbridge::clock::Clock;
 use hookbridge::config::{self, Config, Layers};
 
 use super::{Answer, Nats, post, request, within};
@@ -24,13 +25,19 @@ allow_http = true
 allow_networks = ["127.0.0.0/8"]
 "#;
 
-fn parse(text: &str, flags: Vec<(&'static str, String)>) -> Config {
+fn load(text: &str, flags: Vec<(&'static str, String)>) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
     let (base, own) = (folder.path().join("base.toml"), folder.path().join("test.toml"));
     std::fs::write(&base, BASE).unwrap();
     std::fs::write(&own, text).unwrap();
     let layers = Layers { files: vec![base, own], flags, builtin: None };
-    config::load(&layers).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    config::load(&layers).map_err(|mistakes| mistakes.to_string())
+}
+
+/// What `check` would say about a configuration that cannot work.
+#[track_caller]
+pub(crate) fn mistakes(text: &str) -> String {
+    load(text, Vec::new()).expect_err("this configuration was taken")
 }
 
 impl Hookbridge {
@@ -51,9 +58,17 @@ impl Hookbridge {
         Self::start_with(nats, roles, text, Options::default()).await
     }
 
+    /// The gateway, ready, at a time that the test sets.
+    pub(crate) async fn start_at(nats: &Nats, clock: &Clock, text: &str) -> Self {
+        let options = Options { clock: clock.clone(), ..Options::default() };
+        let hookbridge = Self::start_with(nats, Roles::Gateway, text, options).await;
+        hookbridge.ready().await;
+        hookbridge
+    }
+
     /// Some roles, whether or not NATS is there, with further options.
     pub(crate) async fn start_with(nats: &Nats, roles: Roles, text: &str, options: Options) -> Self {
-        let config = parse(text, vec![("nats.url", nats.url())]);
+        let config = load(text, vec![("nats.url", nats.url())]).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         Self { app: App::start(&config, roles, options).await.unwrap() }
     }
 
@@ -77,6 +92,16 @@ impl Hookbridge {
         let page = self.admin("/metrics").await.text();
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// How many requests of a source came to this.
+    pub(crate) async fn counted(&self, source: &str, outcome: &str) -> f64 {
+        self.metric(&format!("hookbridge_ingress_requests_total{{source=\"{source}\",outcome=\"{outcome}\"}}")).await
+    }
+
+    /// How many requests of a source were not genuine for this reason.
+    pub(crate) async fn rejected(&self, source: &str, reason: &str) -> f64 {
+        self.metric(&format!("hookbridge_ingress_rejections_total{{source=\"{source}\",reason=\"{reason}\"}}")).await
     }
 
     /// Reads the secrets again, as SIGHUP does.

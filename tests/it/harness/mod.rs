@@ -9,7 +9,7 @@ mod receiver;
 pub(crate) mod sign;
 
 pub(crate) use self::collector::{Collector, attribute};
-pub(crate) use self::hookbridge::Hookbridge;
+pub(crate) use self::hookbridge::{Hookbridge, mistakes};
 pub(crate) use self::http::{Answer, post, request, send, send_raw};
 pub(crate) use self::nats::{Message, Nats};
 pub(crate) use self::program::{Configuration, Ended, Program, binary, free_port, run};

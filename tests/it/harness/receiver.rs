@@ -21,6 +21,8 @@ pub(crate) enum Reply {
     Status(u16),
     /// Answer with this status and header line.
     With(u16, &'static str),
+    /// Answer 200 with this body.
+    Body(String),
     /// Never answer.
     Hang,
     /// Answer 204 when the test releases it.
@@ -50,10 +52,11 @@ impl Delivered {
     }
 }
 
-/// A server on loopback. What is not scripted is answered 204.
+/// A server on loopback. What is not scripted is answered 204, unless the test says otherwise.
 pub(crate) struct Receiver {
     address: SocketAddr,
     script: Arc<Mutex<VecDeque<Reply>>>,
+    otherwise: Arc<Mutex<Reply>>,
     arrived: mpsc::Receiver<Delivered>,
     connections: Arc<AtomicUsize>,
     released: Arc<Notify>,
@@ -73,9 +76,11 @@ impl Receiver {
         let (tell, arrived) = mpsc::channel(10_000);
         let connections = Arc::<AtomicUsize>::default();
         let released = Arc::<Notify>::default();
-        let state = State { script: script.clone(), tell, released: released.clone() };
+        let otherwise = Arc::new(Mutex::new(Reply::Status(204)));
+        let (script_, otherwise_) = (script.clone(), otherwise.clone());
+        let state = State { script: script_, otherwise: otherwise_, tell, released: released.clone() };
         let server = tokio::spawn(accept(listener, state, connections.clone()));
-        Self { address, script, arrived, connections, released, server }
+        Self { address, script, otherwise, arrived, connections, released, server }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -89,6 +94,11 @@ impl Receiver {
     /// Adds to the script.
     pub(crate) fn then(&self, reply: Reply) {
         self.script.lock().unwrap().push_back(reply);
+    }
+
+    /// What every request is answered from now on that is not scripted.
+    pub(crate) fn otherwise(&self, reply: Reply) {
+        *self.otherwise.lock().unwrap() = reply;
     }
 
     /// The next request; waits for it.
@@ -122,6 +132,7 @@ impl Drop for Receiver {
 #[derive(Clone)]
 struct State {
     script: Arc<Mutex<VecDeque<Reply>>>,
+    otherwise: Arc<Mutex<Reply>>,
     tell: mpsc::Sender<Delivered>,
     released: Arc<Notify>,
 }
@@ -137,9 +148,14 @@ async fn accept(listener: TcpListener, state: State, count: Arc<AtomicUsize>) {
 /// Serves one connection, by hand: a test wants to misbehave in ways that no server library offers.
 async fn serve(mut stream: TcpStream, state: State) {
     while let Some(delivered) = read(&mut stream).await {
-        let reply = state.script.lock().unwrap().pop_front().unwrap_or(Reply::Status(204));
+        let reply = state.script.lock().unwrap().pop_front();
+        let reply = reply.unwrap_or_else(|| state.otherwise.lock().unwrap().clone());
         drop(state.tell.send(delivered).await);
         let written = match reply {
+            Reply::Body(body) => {
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await
+            }
             Reply::Status(status) => answer(&mut stream, status, "").await,
             Reply::With(status, header) => answer(&mut stream, status, &format!("{header}\r\n")).await,
             Reply::Hang => std::future::pending().await,
@@ -202,7 +218,10 @@ async fn read(stream: &mut TcpStream) -> Option<Delivered> {
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         headers.append(name.parse::<http::HeaderName>().ok()?, value.trim().parse().ok()?);
     }
-    let length: usize = headers.get("content-length").map_or(Some(0), |length| length.to_str().ok()?.parse().ok())?;
+    let length: usize = match headers.get("content-length") {
+        Some(length) => length.to_str().ok()?.parse().ok()?,
+        None => 0,
+    };
     while bytes.len() < end + length {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
             return None;

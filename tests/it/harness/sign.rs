@@ -11,15 +11,21 @@ preset = "github"
 secrets = ["plain:s3cret"]
 "#;
 
-fn hmac(key: &[u8], bytes: &[u8]) -> Vec<u8> {
+/// HMAC-SHA256.
+pub(crate) fn hmac(key: &[u8], bytes: &[u8]) -> Vec<u8> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
     mac.update(bytes);
     mac.finalize().into_bytes().to_vec()
 }
 
+/// Bare hexadecimal over the body.
+pub(crate) fn bare(secret: &str, body: &[u8]) -> String {
+    HEXLOWER.encode(&hmac(secret.as_bytes(), body))
+}
+
 /// `sha256=<hex>` over the body.
 pub(crate) fn hex(secret: &str, body: &[u8]) -> String {
-    format!("sha256={}", HEXLOWER.encode(&hmac(secret.as_bytes(), body)))
+    format!("sha256={}", bare(secret, body))
 }
 
 /// `v1,<base64>` over id, timestamp and body.
