@@ -25,4 +25,6 @@ mod worker;
 
 pub(crate) use courier::Courier;
 pub(crate) use destination::Destinations;
+#[cfg(any(fuzzing, test))]
+pub(crate) use intake::understood_id;
 pub(crate) use unreadable::bury as bury_unreadable;

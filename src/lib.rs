@@ -17,6 +17,8 @@ pub mod config;
 mod demo;
 mod egress;
 pub mod event;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod ingress;
 mod lifecycle;
 mod listener;

@@ -42,6 +42,8 @@ pub use rejection::Rejection;
 pub(crate) use sample::{Sample, Unsignable, Wish};
 pub use scheme::{Algorithm, Scheme};
 pub use template::Template;
+#[cfg(any(fuzzing, test))]
+pub(crate) use template::Values;
 pub use verifier::Verifier;
 pub use verify::Ways;
 pub(crate) use verify::{Credential, Genuine, Inquiry};

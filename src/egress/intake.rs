@@ -252,6 +252,19 @@ fn members(body: &[u8]) -> Option<Members<'_>> {
     json.deserialize_map(Object).and_then(|members| json.end().map(|()| members)).ok()
 }
 
+/// The id that a message gets, understood or not: always safe as a subject token.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn understood_id(subject: &str, headers: Headers, payload: &[u8]) -> String {
+    let (payload, fallback_id) = (Bytes::copy_from_slice(payload), "m_fallback".to_owned());
+    let original = Original { subject: subject.to_owned(), headers, payload, sequence: 1, fallback_id };
+    let (agent, id) = match understand(&original) {
+        Ok(message) => (message.agent, message.id),
+        Err(malformed) => (malformed.agent, malformed.id),
+    };
+    assert!(name::is_token(&agent) && name::is_token(&id), "{agent} {id}");
+    id
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
