@@ -17,6 +17,8 @@ mod mac;
 pub mod preset;
 mod preset_files;
 pub mod profile;
+#[cfg(test)]
+mod proofs;
 mod public_key;
 mod rejection;
 mod sample;
