@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::Method;
 
-use super::requests::{Genuine, Judge, Sent, genuine};
+use super::requests::{Genuine, Judge, Sent, genuine, made};
 use super::spots::Spot;
 use crate::event::json::Pointer;
 use crate::event::place::Scope;
@@ -74,7 +74,7 @@ impl Tried {
 fn no_bit_of_what_a_signature_covers_can_be_flipped() {
     let mut tried = Tried::default();
     let (mut wrong, mut seen) = (Vec::new(), BTreeSet::new());
-    let requests = genuine();
+    let requests: Vec<Genuine> = genuine().into_iter().chain(made()).collect();
     for request in &requests {
         assert!(request.judge.accepts(&request.sent), "{} is not accepted as it is", request.title);
         let mut proved = false;
@@ -126,6 +126,7 @@ fn forge(scheme: &Scheme, judge: &Judge, sent: &Sent, tried: &mut Tried) -> Resu
     all("secret", &mut scheme.secret_at.iter().flat_map(Places::iter))?;
     all("signed value", &mut scheme.signed.places())?;
     all("signed value", &mut lines(scheme).iter())?;
+    all("signed value", &mut listed(scheme, sent).iter())?;
     if let Some(id) = judge.id.as_ref().filter(|id| scheme.covers(id)) {
         all("id", &mut id.places().into_iter())?;
     }
@@ -279,4 +280,10 @@ fn lines(scheme: &Scheme) -> Vec<Place> {
     let text = scheme.signed.to_string();
     let pointer = |rest: &str| rest.split(['?', '}']).next().and_then(Pointer::parse).map(Place::Json);
     text.split("{line:").skip(1).filter_map(pointer).collect()
+}
+
+/// The headers that a header says are signed.
+fn listed(scheme: &Scheme, sent: &Sent) -> Vec<Place> {
+    let list = scheme.signed.list().and_then(|list| sent.headers.get(list)?.to_str().ok());
+    list.into_iter().flat_map(|list| list.split(',')).map(|name| format!("header:{name}").parse().unwrap()).collect()
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use http::{HeaderMap, HeaderName, Method};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::event::Request;
 use crate::secret::Secret;
+use crate::signature::mac::{Hash, MacKey};
 use crate::signature::profile::Naming;
 use crate::signature::{Credential, Document, Inquiry, Scheme, Verify, Ways, preset};
 
@@ -72,6 +73,32 @@ impl Judge {
 pub(super) fn genuine() -> Vec<Genuine> {
     let vectors: Vec<Value> = serde_json::from_str(include_str!("../../../tests/it/data/providers.json")).unwrap();
     vectors.iter().filter(|vector| vector["expect"] == "accept").filter_map(read).collect()
+}
+
+/// Requests of providers that sign in ways of their own and are not among the vectors, signed here.
+pub(super) fn made() -> Vec<Genuine> {
+    let (url, secret, now) = ("https://hooks.example.com/in", "correct horse battery staple", 1_760_000_000);
+    let key = MacKey::new(Hash::Sha256, &Secret::new(secret)).unwrap();
+    let code = |text: &str| HEXLOWER.encode(&key.mac(&[text]));
+    let event = json!({ "event": {
+        "event_time": "1669926463", "event_type": "signature_request_sent",
+        "event_hash": code("1669926463signature_request_sent"),
+    }});
+    let form: String = url::form_urlencoded::byte_serialize(event.to_string().as_bytes()).collect();
+    let list = "x-contentful-signed-headers,x-contentful-timestamp,x-contentful-topic";
+    let lines = format!("x-contentful-signed-headers:{list};x-contentful-timestamp:{now}000;x-contentful-topic:a.b");
+    let vector = |provider: &str, headers: Value, body: &str| {
+        json!({
+            "provider": provider, "name": "made here", "method": "POST", "url": url, "headers": headers,
+            "body_base64": BASE64.encode(body.as_bytes()), "secrets": [secret], "now_unix": now,
+        })
+    };
+    let contentful = json!({
+        "x-contentful-signed-headers": list, "x-contentful-timestamp": format!("{now}000"), "x-contentful-topic": "a.b",
+        "x-contentful-signature": code(&format!("POST\n/in\n{lines}\n{{}}")),
+    });
+    let all = [vector("dropbox-sign", json!({}), &format!("json={form}")), vector("contentful", contentful, "{}")];
+    all.iter().filter_map(read).collect()
 }
 
 fn read(vector: &Value) -> Option<Genuine> {
