@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64URL_NOPAD;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, from_value, json};
 
@@ -153,9 +154,9 @@ pub struct Form {
     pub signed: String,
 }
 
-/// Reads a body as a form. `None` if it has more fields than anybody sends.
-pub fn form(body: &[u8]) -> Option<Form> {
-    let headers = HeaderMap::new();
+/// Reads a body as a form of this content type. `None` if it is none, or has more fields than anybody sends.
+pub fn form(content_type: &'static str, body: &[u8]) -> Option<Form> {
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
     let request = Request::new(&Method::POST, "https://hooks.example.com/in", None, &headers, body);
     let fields = request.form()?.to_vec();
     let template: Template = "{form}".parse().ok()?;

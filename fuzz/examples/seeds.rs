@@ -49,7 +49,9 @@ fn main() -> std::io::Result<()> {
     {
         write("place", &format!("example-{index}"), format!("{pointer}\n{body}").as_bytes())?;
     }
-    for (index, body) in ["a=1&b=x+y%21&a=1", "=&&=;a", "%ff=%C3%A9&%zz=%4"].iter().enumerate() {
+    let parts = "--XX\r\ncontent-disposition: form-data; name=\"json\"\r\n\r\n{}\r\n--XX\r\nContent-Disposition: form-data; \
+                 name=\"b\"; filename=\"c\"\r\nContent-Type: text/plain\r\n\r\nx\r\n--XX--\r\n";
+    for (index, body) in ["a=1&b=x+y%21&a=1", "=&&=;a", "%ff=%C3%A9&%zz=%4", parts].iter().enumerate() {
         write("form", &format!("example-{index}"), body.as_bytes())?;
     }
     let claims = r#"{"iss":"sender","aud":["us","them"],"iat":1760000000,"exp":1760000060,"nbf":1759999990.5}"#;
