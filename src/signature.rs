@@ -41,7 +41,8 @@ pub use key::KeyForm;
 pub use preset::Preset;
 pub use profile::{Profile, Verify};
 pub use rejection::Rejection;
-pub(crate) use sample::{Sample, Unsignable, Wish};
+pub(crate) use sample::Wish;
+pub use sample::{Sample, Unsignable, sample};
 pub use scheme::{Algorithm, Scheme};
 pub use template::Template;
 #[cfg(any(fuzzing, test))]

@@ -55,18 +55,22 @@ pub(crate) struct Wish<'a> {
 
 /// A request that can be sent.
 #[derive(Clone, Debug)]
-pub(crate) struct Sample {
-    pub(crate) method: Method,
-    pub(crate) query: Option<String>,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Vec<u8>,
+pub struct Sample {
+    /// The request's method.
+    pub method: Method,
+    /// The query without its question mark.
+    pub query: Option<String>,
+    /// The request's headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Vec<u8>,
     /// Whether the given body had to be written anew, because the signature stands inside.
-    pub(crate) rewritten: bool,
+    pub rewritten: bool,
 }
 
 /// Why nobody here can make such a request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unsignable {
+pub enum Unsignable {
     /// It is signed with a private key.
     #[error("only the provider has the key: its requests are signed with {0}")]
     ProvidersKey(&'static str),
@@ -82,6 +86,19 @@ pub(crate) enum Unsignable {
     /// What was given contradicts what the source asks for.
     #[error("it would be refused: {0}")]
     Refused(Rejection),
+}
+
+/// A request with this body as the provider would send it, for programs that measure or test.
+pub fn sample(
+    profile: &Profile,
+    secret: &Secret,
+    body: &[u8],
+    endpoint: &str,
+    now: SystemTime,
+) -> Result<Sample, Unsignable> {
+    let (none, event_type, id) = (HeaderMap::new(), "sample", "sample-1");
+    let (body, query, headers) = (Some(body), None, &none);
+    Wish { profile, event_type, id, body, query, headers, endpoint, now, wrong: false }.dress(Some(secret))
 }
 
 impl Wish<'_> {

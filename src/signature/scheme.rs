@@ -347,7 +347,7 @@ impl Algorithm {
     }
 
     /// Whether both sides share the secret.
-    pub(crate) fn is_hmac(self) -> bool {
+    pub fn is_hmac(self) -> bool {
         matches!(self, Self::HmacSha1 | Self::HmacSha256 | Self::HmacSha512)
     }
 
