@@ -3,7 +3,6 @@
 
 import json
 import pathlib
-import sys
 
 root = pathlib.Path(__file__).parent / "target" / "criterion"
 
@@ -18,6 +17,5 @@ rows = sorted((median(folder.name, "verify") - median(folder.name, "bare"), fold
 print("| preset | bare HMAC, µs | verify, µs | added, µs |\n| --- | --- | --- | --- |")
 for added, preset in rows:
     print(f"| {preset} | {median(preset, 'bare') / 1000:.2f} | {median(preset, 'verify') / 1000:.2f} | {added / 1000:.2f} |")
-worst = rows[-1][0] / 1000
-print(f"\n{len(rows)} presets; the most that is added is {worst:.2f} µs ({rows[-1][1]}).")
-sys.exit(0 if worst <= 3 else 1)
+over = [preset for added, preset in rows if added > 3000]
+print(f"\n{len(rows)} names; more than 3 µs is added for {len(over)}: {', '.join(over) or 'none'}.")
