@@ -21,6 +21,7 @@ mod route;
 mod send;
 mod sweep;
 mod unreadable;
+mod waiting;
 mod worker;
 
 pub(crate) use courier::Courier;

@@ -52,6 +52,8 @@ pub(crate) struct Schedule {
     pub(crate) target: String,
     pub(crate) due: SystemTime,
     pub(crate) headers: Headers,
+    /// The sequence of the schedule that stands there now and that this one takes the place of; 0 where none may.
+    pub(crate) replaces: u64,
 }
 
 /// The stream has it.
@@ -73,6 +75,7 @@ pub(crate) enum PublishError {
     NoStream(String),
     #[error("the message is larger than the server's max_payload")]
     TooLarge,
+    /// Another message waits on the subject, or the one to be replaced no longer does.
     #[error("another message waits on the same subject")]
     Occupied,
     #[error("the stream is full")]
@@ -102,14 +105,15 @@ impl Broker {
         self.send(&outgoing.subject, outgoing.message(), wait).await
     }
 
-    /// Publishes a schedule, unless another one waits on its subject.
+    /// Publishes a schedule, unless another one than it is to replace waits on its subject. Replacing is one step: at
+    /// no moment does neither wait, or both.
     ///
     /// Never carries a message id: a repeated one would be answered as a duplicate and store nothing.
     pub(crate) async fn schedule(&self, schedule: &Schedule, wait: Duration) -> Result<Stored, PublishError> {
         let mut headers = to_nats(&schedule.headers);
         headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(schedule.due)).as_str());
         headers.insert(NATS_SCHEDULE_TARGET, self.names.subject(&schedule.target).as_str());
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, schedule.replaces.to_string().as_str());
         self.send(&schedule.waits_on, PublishMessage::build().headers(headers), wait).await
     }
 

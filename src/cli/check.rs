@@ -186,7 +186,7 @@ fn destinations(config: &Config) {
     let callbacks = if config.callbacks.allow.is_empty() { "none allowed".to_owned() } else { allowed(config) };
     say(&format!("callbacks {callbacks}"));
     let waits: Vec<String> =
-        config.egress.retry.iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
+        config.egress.retry.waits().iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
     say(&format!("retries   {} attempts, after {}", waits.len() + 1, waits.join(", ")));
 }
 

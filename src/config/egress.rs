@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
+
+use super::policy::{Breaker, Retry, breaker_or_none};
+use super::rate::{Rate, rate_or_none};
 
 /// Webhooks going out.
 #[derive(Clone, Debug, Deserialize)]
@@ -12,14 +15,30 @@ pub struct Egress {
     /// The longest that one attempt may take, from looking up the host to the last byte of the answer.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// The waits between attempts: one entry fewer than there are attempts.
-    #[serde(deserialize_with = "durations")]
-    pub retry: Vec<Duration>,
+    /// The waits between attempts: a list with one entry fewer than there are attempts, or a table of waits that
+    /// grow.
+    pub retry: Retry,
+    /// By what part of itself a wait may be longer or shorter, so that what failed together does not come again
+    /// together: 0 to 1.
+    pub jitter: f64,
     /// The longest wait that an endpoint can ask for with `Retry-After`.
     #[serde(with = "humantime_serde")]
     pub max_retry_after: Duration,
+    /// How old a message may become before nobody tries again. Without it the schedule alone decides.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Option<Duration>,
+    /// Statuses that nobody repeats, for example `[400, 401]`: the delivery is dead at once.
+    pub give_up_on: Vec<u16>,
     /// Attempts in flight at once in this process, first attempts and repeated ones each.
     pub concurrency: usize,
+    /// Attempts in flight at once to one destination, in this process. What is over waits in NATS.
+    pub max_in_flight: usize,
+    /// How often attempts to one destination may begin, in this process: `50/s burst 100`, or `"none"`.
+    #[serde(deserialize_with = "rate_or_none")]
+    pub rate: Option<Rate>,
+    /// When a destination that fails is left alone for a while.
+    #[serde(deserialize_with = "breaker_or_none")]
+    pub breaker: Option<Breaker>,
     /// Private networks that may be reached. Empty unless you deliver inside your own network.
     pub allow_networks: Vec<IpNet>,
     /// Whether `http://` may be used. Without it only `https://` is.
@@ -33,18 +52,17 @@ impl Default for Egress {
         retry.extend([2, 5, 10, 14, 20, 24].map(hours));
         Self {
             timeout: Duration::from_secs(15),
-            retry,
+            retry: Retry::new(retry),
+            jitter: 0.1,
             max_retry_after: hours(24),
-            concurrency: 256,
+            max_age: None,
+            give_up_on: Vec::new(),
+            concurrency: 1024,
+            max_in_flight: 64,
+            rate: None,
+            breaker: Some(Breaker::default()),
             allow_networks: Vec::new(),
             allow_http: false,
         }
     }
-}
-
-fn durations<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<Duration>, D::Error> {
-    let parse = |text: &String| {
-        humantime::parse_duration(text).map_err(|error| de::Error::custom(format_args!("`{text}`: {error}")))
-    };
-    Vec::<String>::deserialize(value)?.iter().map(parse).collect()
 }

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
 
+use super::policy::{Breaker, Retry, own_breaker};
+use super::rate::{Rate, own_rate};
 use crate::event::{Name, Place};
 use crate::secret::SecretRef;
 use crate::signature::{KeyForm, Scheme, preset};
@@ -31,6 +34,36 @@ pub struct Endpoint {
     /// Headers that every delivery carries.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// The types that fan-out brings here: the message's `ce-type` or the envelope's `type`, `*` for any run of
+    /// characters. Without any, every type.
+    #[serde(default)]
+    pub types: Vec<String>,
+    /// One at a time, in the order of the stream: a failure holds back what comes after it.
+    #[serde(default)]
+    pub ordered: bool,
+    /// Instead of `egress.timeout`.
+    #[serde(default, with = "humantime_serde")]
+    pub timeout: Option<Duration>,
+    /// Instead of `egress.retry`.
+    pub retry: Option<Retry>,
+    /// Instead of `egress.jitter`.
+    pub jitter: Option<f64>,
+    /// Instead of `egress.max_retry_after`.
+    #[serde(default, with = "humantime_serde")]
+    pub max_retry_after: Option<Duration>,
+    /// Instead of `egress.max_age`.
+    #[serde(default, with = "humantime_serde")]
+    pub max_age: Option<Duration>,
+    /// Instead of `egress.give_up_on`.
+    pub give_up_on: Option<Vec<u16>>,
+    /// Instead of `egress.max_in_flight`.
+    pub max_in_flight: Option<usize>,
+    /// Instead of `egress.rate`.
+    #[serde(default, deserialize_with = "own_rate")]
+    pub rate: Option<Option<Rate>>,
+    /// Instead of `egress.breaker`.
+    #[serde(default, deserialize_with = "own_breaker")]
+    pub breaker: Option<Option<Breaker>>,
 }
 
 /// The name of an agent, or `*` for all.

@@ -358,7 +358,7 @@ mod tests {
     fn an_empty_file_gives_the_defaults() {
         let config = load_text("").unwrap();
         assert_eq!(config.gateway.listen.to_string(), "0.0.0.0:8080");
-        assert_eq!(config.egress.retry.len(), 9);
+        assert_eq!(config.egress.retry.waits().len(), 9);
         assert_eq!(config.gateway.max_body.as_u64(), 960 * 1024);
     }
 
@@ -456,7 +456,7 @@ mod tests {
     fn the_example_and_the_development_configuration_are_valid() {
         let example = include_str!("../../config/hookbridge.example.toml");
         let config = load_text(&example.replace("env:", "plain:").replace("file:", "plain:")).unwrap();
-        assert_eq!((config.sources.len(), config.endpoints.len(), config.egress.retry.len()), (2, 1, 9));
+        assert_eq!((config.sources.len(), config.endpoints.len(), config.egress.retry.waits().len()), (2, 1, 9));
         load_text(include_str!("../../config/dev.toml")).unwrap();
     }
 

@@ -123,6 +123,11 @@ pub(super) fn rate_or_none<'de, D: Deserializer<'de>>(value: D) -> Result<Option
     value.deserialize_any(Visitor)
 }
 
+/// The same, for a key that may be left out.
+pub(super) fn own_rate<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<Rate>>, D::Error> {
+    rate_or_none(value).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{Config, Endpoint, SignatureForm, Source, StreamKind};
+use super::{Breaker, Config, Egress, Endpoint, SignatureForm, Source, StreamKind};
 use crate::event::{Name, Place, UrlPrefix, subject};
 use crate::secret::{KeyRing, SecretRef};
 use crate::signature::profile::Naming;
@@ -51,7 +51,10 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
         self::agent(&format!("agents.{name}.events"), &agent.events, &mut findings);
     }
     for (name, endpoint) in &config.endpoints {
-        self::endpoint(&format!("endpoints.{name}"), endpoint, config.egress.allow_http, &mut findings);
+        let table = format!("endpoints.{name}");
+        self::endpoint(&table, endpoint, config.egress.allow_http, &mut findings);
+        let kept = config.streams.limits(StreamKind::Outbox).max_age;
+        persistence(&table, &config.egress, Some(endpoint), kept, &mut findings);
     }
     callbacks(config, &mut findings);
     for (name, client) in &config.clients {
@@ -371,29 +374,71 @@ fn signatures(table: &str, forms: &[SignatureForm], secrets: &[SecretRef], findi
 
 fn egress(config: &Config, findings: &mut Findings) {
     let egress = &config.egress;
-    if egress.timeout.is_zero() {
-        findings.add("egress.timeout", "a time limit of 0 refuses everything");
-    }
-    if egress.max_retry_after < Duration::from_secs(1) {
-        findings.add("egress.max_retry_after", "must be at least 1s");
-    }
     if egress.concurrency == 0 {
         findings.add("egress.concurrency", "must be at least 1");
     }
-    let attempts = u32::try_from(egress.retry.len()).unwrap_or(u32::MAX).saturating_add(1);
-    // Jitter lengthens a wait by up to a tenth, and every attempt may take its whole time.
-    let waits: Duration = egress.retry.iter().sum();
-    let longest = waits.saturating_mul(11) / 10 + egress.timeout.saturating_mul(attempts);
-    let kept = config.streams.limits(StreamKind::Outbox).max_age;
-    if let Some(kept) = kept.filter(|kept| longest > *kept) {
+    persistence("egress", egress, None, config.streams.limits(StreamKind::Outbox).max_age, findings);
+}
+
+/// How persistently deliveries are made: what an endpoint says for itself, else what all have.
+fn persistence(table: &str, egress: &Egress, own: Option<&Endpoint>, kept: Option<Duration>, findings: &mut Findings) {
+    let key = |key| format!("{table}.{key}");
+    let timeout = own.map_or(Some(egress.timeout), |own| own.timeout);
+    if timeout.is_some_and(|timeout| timeout.is_zero()) {
+        findings.add(key("timeout"), "a time limit of 0 refuses everything");
+    }
+    let max_retry_after = own.map_or(Some(egress.max_retry_after), |own| own.max_retry_after);
+    if max_retry_after.is_some_and(|longest| longest < Duration::from_secs(1)) {
+        findings.add(key("max_retry_after"), "must be at least 1s");
+    }
+    let jitter = own.map_or(Some(egress.jitter), |own| own.jitter);
+    if jitter.is_some_and(|jitter| !(0.0..=1.0).contains(&jitter)) {
+        findings.add(key("jitter"), "must be between 0 and 1");
+    }
+    if own.map_or(egress.max_age, |own| own.max_age).is_some_and(|age| age.is_zero()) {
+        findings.add(key("max_age"), "an age of 0 lets nobody try even once; leave it out for no limit");
+    }
+    let give_up_on = own.map_or(Some(&egress.give_up_on), |own| own.give_up_on.as_ref());
+    if let Some(status) = give_up_on.into_iter().flatten().find(|status| !(300..600).contains(*status)) {
+        findings.add(key("give_up_on"), format!("{status} is not a status that an attempt fails with: 300 to 599"));
+    }
+    if own.map_or(Some(egress.max_in_flight), |own| own.max_in_flight) == Some(0) {
+        findings.add(key("max_in_flight"), "must be at least 1");
+    }
+    if let Some(breaker) = own.map_or(egress.breaker, |own| own.breaker.flatten()) {
+        self::breaker(&key("breaker"), &breaker, findings);
+    }
+    let retry = own.map_or(Some(&egress.retry), |own| own.retry.as_ref());
+    let (Some(retry), Some(kept)) = (retry, kept) else { return };
+    // Jitter lengthens a wait, and every attempt may take its whole time.
+    let jitter = own.and_then(|own| own.jitter).unwrap_or(egress.jitter).clamp(0.0, 1.0);
+    let waits: Duration = retry.waits().iter().sum();
+    let attempts = own.and_then(|own| own.timeout).unwrap_or(egress.timeout).saturating_mul(retry.attempts());
+    let longest = Duration::try_from_secs_f64(waits.as_secs_f64() * (1.0 + jitter)).unwrap_or(Duration::MAX);
+    let longest = longest.saturating_add(attempts);
+    if longest > kept {
         findings.add(
-            "egress.retry",
+            key("retry"),
             format!(
                 "may take {} and OUTBOX keeps a message for {}: shorten it, or lengthen streams.outbox.max_age",
                 humantime::format_duration(Duration::from_secs(longest.as_secs())),
                 humantime::format_duration(kept)
             ),
         );
+    }
+}
+
+fn breaker(key: &str, breaker: &Breaker, findings: &mut Findings) {
+    let Breaker { failures, failure_rate, window, at_least, open, longest } = *breaker;
+    if failures == 0 || at_least == 0 || window.is_zero() || open.is_zero() {
+        findings
+            .add(key, "`failures`, `at_least`, `window` and `open` must be more than 0; for no breaker write \"none\"");
+    }
+    if !(0.0..=1.0).contains(&failure_rate) || failure_rate == 0.0 {
+        findings.add(key, "`failure_rate` must be more than 0 and at most 1");
+    }
+    if longest < open {
+        findings.add(key, "`longest` is shorter than `open`");
     }
 }
 

@@ -40,7 +40,7 @@ impl<'a> DeadLetter<'a> {
             attempt: self.attempt,
             http_status: None,
             failure: None,
-            reason: Some(self.refusal.reason),
+            reason: Some(self.refusal.reason.as_str()),
             detail: Some(self.refusal.detail.clone()),
             duration: None,
             next_attempt: None,

@@ -11,22 +11,14 @@ use tracing::Instrument;
 use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::ledger::Known;
-use super::pointer::Pointer;
 use super::reason::{Failure, Reason, Refusal};
 use super::receipt::{Receipt, Status};
 use super::retry::{self, Decision, Outcome, Progress};
 use super::worker::{Answer, Job, Worker};
-use crate::broker::Schedule;
 use crate::clock::rfc3339;
-use crate::config::StreamKind;
 use crate::event::trace;
 use crate::telemetry::metrics::{AttemptLabels, DeadLabels};
 use crate::telemetry::traces;
-
-/// The header by which the server knows a schedule.
-const SCHEDULE: &str = "Nats-Schedule";
-/// How long to wait when both places of a delivery in RETRY are taken.
-const PLACE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How an attempt ended, and how long it took.
 type Attempted<'a> = Option<(&'a Outcome, Duration)>;
@@ -78,7 +70,7 @@ impl Worker {
         span.record("http.response.status_code", outcome.status());
         let (now, chance) = (self.clock.now(), rand::random());
         let progress = Progress { attempt: job.attempt, stored: job.stored, now, chance };
-        let decision = retry::decide(&outcome, &self.policy, progress);
+        let decision = retry::decide(&outcome, destination.policy(), progress);
         self.count(job, &outcome, decision, took);
         match decision {
             Decision::Delivered => {
@@ -98,7 +90,7 @@ impl Worker {
 
     /// Schedules the next attempt, then tells the agent.
     async fn put_off(&self, job: &Job<'_>, outcome: &Outcome, due: SystemTime, took: Duration, trace: &trace::Context) {
-        self.schedule(job, due).await;
+        self.schedule(job, job.attempt + 1, None, due).await;
         let receipt = Receipt {
             next_attempt: Some(due),
             detail: outcome.detail(),
@@ -115,43 +107,7 @@ impl Worker {
         );
     }
 
-    /// Puts the next attempt into RETRY, on the delivery's own subject, or beside it where another message of
-    /// the same delivery id waits there already.
-    async fn schedule(&self, job: &Job<'_>, due: SystemTime) {
-        let Some(pointer) = Pointer::new(job.original, job.message, job.route, job.attempt + 1) else { return };
-        loop {
-            for place in pointer.places() {
-                let (waits_on, target) = (pointer.waits_on(&place), pointer.due_on(&place));
-                let schedule = Schedule { waits_on: waits_on.clone(), target, due, headers: pointer.headers() };
-                if self.ledger.schedule(&schedule).await || self.is_ours(&pointer, &waits_on).await {
-                    return;
-                }
-            }
-            tracing::warn!("Delivery {} has to wait for a place in RETRY", pointer.delivery_id);
-            tokio::time::sleep(PLACE_PAUSE).await;
-        }
-    }
-
-    /// Whether what waits on a subject is this very delivery: an earlier try was confirmed without our hearing it.
-    ///
-    /// What is no delivery at all is taken away, since nobody but Hookbridge has anything to put there.
-    async fn is_ours(&self, pointer: &Pointer, waits_on: &str) -> bool {
-        let Ok(Some(waiting)) = self.broker.last(StreamKind::Retry, waits_on).await else { return false };
-        let is_schedule = waiting.headers.get(SCHEDULE).is_some();
-        match Pointer::read(&waiting.headers).filter(|found| is_schedule && found.is_waiting_on(waits_on)) {
-            Some(found) => found.sequence == pointer.sequence,
-            None => {
-                self.metrics.forged_retries.inc();
-                match self.broker.remove(StreamKind::Retry, waiting.sequence).await {
-                    Ok(_) => tracing::warn!("Took away what stood on {waits_on} and is no delivery"),
-                    Err(error) => tracing::warn!("A delivery has to wait: {error}"),
-                }
-                false
-            }
-        }
-    }
-
-    async fn give_up(
+    pub(super) async fn give_up(
         &self,
         job: &Job<'_>,
         refusal: &Refusal,

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use url::Url;
 
-use crate::config::{self, AgentPattern, Config, SignatureForm};
+use super::retry::Policy;
+use crate::config::{self, AgentPattern, Config, SignatureForm, StreamKind};
 use crate::event::{Name, UrlPrefix, id};
 use crate::outbound::{public_url, request_target};
 use crate::secret::{KeyError, KeyRing, Reload, SecretRef};
@@ -27,6 +28,7 @@ pub(super) struct Endpoint {
     pub(super) agents: Vec<AgentPattern>,
     pub(super) headers: HeaderMap,
     pub(super) signer: Signer,
+    pub(super) policy: Policy,
 }
 
 /// The policy for URLs that come with a message.
@@ -34,6 +36,7 @@ pub(super) struct Callbacks {
     pub(super) allow: Vec<UrlPrefix>,
     pub(super) agents: Vec<AgentPattern>,
     pub(super) signer: Signer,
+    pub(super) policy: Policy,
 }
 
 /// One place that a delivery can be sent to.
@@ -50,15 +53,18 @@ impl Destinations {
     /// Prepares every destination; the error names the one whose secrets cannot be used.
     pub(crate) fn new(config: &Config) -> Result<Self, (String, KeyError)> {
         let mut endpoints = BTreeMap::new();
+        let kept_for = config.streams.limits(StreamKind::Outbox).max_age;
         for (name, endpoint) in &config.endpoints {
-            let prepared = Endpoint::new(name, endpoint).map_err(|error| (format!("endpoints.{name}"), error))?;
+            let prepared = Endpoint::new(name, endpoint, Policy::new(&config.egress, Some(endpoint), kept_for));
+            let prepared = prepared.map_err(|error| (format!("endpoints.{name}"), error))?;
             endpoints.insert(name.clone(), Arc::new(prepared));
         }
         let callbacks = &config.callbacks;
         let signer = Signer::new(&callbacks.signatures, &callbacks.secrets);
         let signer = signer.map_err(|error| ("callbacks".to_owned(), error))?;
         let (allow, agents) = (callbacks.allow.clone(), callbacks.agents.clone());
-        Ok(Self { endpoints, callbacks: Arc::new(Callbacks { allow, agents, signer }) })
+        let policy = Policy::new(&config.egress, None, kept_for);
+        Ok(Self { endpoints, callbacks: Arc::new(Callbacks { allow, agents, signer, policy }) })
     }
 
     /// The key rings that SIGHUP reads again.
@@ -69,7 +75,7 @@ impl Destinations {
 }
 
 impl Endpoint {
-    fn new(name: &Name, endpoint: &config::Endpoint) -> Result<Self, KeyError> {
+    fn new(name: &Name, endpoint: &config::Endpoint, policy: Policy) -> Result<Self, KeyError> {
         // Both parse: the configuration was checked when it was loaded.
         let header = |(name, value): (&String, &String)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?));
         Ok(Self {
@@ -79,6 +85,7 @@ impl Endpoint {
             agents: endpoint.agents.clone(),
             headers: endpoint.headers.iter().filter_map(header).collect(),
             signer: Signer::new(&endpoint.signatures, &endpoint.secrets)?,
+            policy,
         })
     }
 }
@@ -95,6 +102,14 @@ impl Destination {
         match self {
             Self::Endpoint(endpoint) => &endpoint.signer,
             Self::Callback { policy, .. } => &policy.signer,
+        }
+    }
+
+    /// How persistently deliveries there are made.
+    pub(super) fn policy(&self) -> &Policy {
+        match self {
+            Self::Endpoint(endpoint) => &endpoint.policy,
+            Self::Callback { policy, .. } => &policy.policy,
         }
     }
 

@@ -63,7 +63,7 @@ impl Ledger {
         }
     }
 
-    /// Puts a schedule into RETRY. `false`: another message waits on that subject.
+    /// Puts a schedule into RETRY. `false`: another message waits on that subject, or the one to be replaced is gone.
     pub(super) async fn schedule(&self, schedule: &Schedule) -> bool {
         let publish = || self.broker.schedule(schedule, CONFIRM_WITHIN);
         !matches!(self.persist(&schedule.waits_on, u32::MAX, publish).await, Err(PublishError::Occupied))

@@ -1,9 +1,12 @@
 //! What waits in RETRY: a pointer to an outbox message, never its body.
 
+use std::time::SystemTime;
+
 use super::dead_letter::DeadLetter;
 use super::intake::{Message, Original};
 use super::reason::Refusal;
 use super::route::Route;
+use crate::broker::Schedule;
 use crate::event::headers::Headers;
 use crate::event::name;
 
@@ -14,6 +17,7 @@ const MESSAGE: &str = "Hookbridge-Message-Id";
 const DESTINATION: &str = "Hookbridge-Destination";
 const TOKEN: &str = "Hookbridge-Destination-Token";
 const ATTEMPT: &str = "Hookbridge-Attempt";
+const HELD: &str = "Hookbridge-Held";
 
 /// The longest delivery id: a message id, a dash and eight characters.
 const MAX_DELIVERY_ID: usize = 64 + 9;
@@ -34,6 +38,37 @@ pub(super) struct Pointer {
     pub(super) token: String,
     /// The attempt that comes next; the first is 1.
     pub(super) attempt: u32,
+    /// Why it waits, where that is not a failed attempt.
+    pub(super) held: Option<Why>,
+}
+
+/// Why a delivery waits without an attempt having failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Why {
+    /// Its destination is paused.
+    Paused,
+    /// Its destination fails, and is left alone for a while.
+    Breaker,
+    /// As many attempts as may be are in flight to its destination.
+    Busy,
+    /// Attempts to its destination may not begin as often.
+    Rate,
+}
+
+impl Why {
+    /// The word in receipts, headers and metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Breaker => "breaker",
+            Self::Busy => "busy",
+            Self::Rate => "rate",
+        }
+    }
+
+    fn read(word: &str) -> Option<Self> {
+        [Self::Paused, Self::Breaker, Self::Busy, Self::Rate].into_iter().find(|why| why.as_str() == word)
+    }
 }
 
 impl Pointer {
@@ -47,6 +82,7 @@ impl Pointer {
             destination: route.public_name.clone(),
             token: route.token.clone()?,
             attempt,
+            held: None,
         })
     }
 
@@ -60,6 +96,9 @@ impl Pointer {
         headers.push(DESTINATION, self.destination.as_str());
         headers.push(TOKEN, self.token.as_str());
         headers.push(ATTEMPT, self.attempt.to_string());
+        if let Some(why) = self.held {
+            headers.push(HELD, why.as_str());
+        }
         headers
     }
 
@@ -74,6 +113,7 @@ impl Pointer {
             destination: text(DESTINATION)?,
             token: text(TOKEN)?,
             attempt: headers.get(ATTEMPT)?.parse().ok().filter(|attempt| *attempt > 0)?,
+            held: headers.get(HELD).and_then(Why::read),
         };
         let is_tokens = |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(name::is_token_byte);
         let ids = name::is_token(&pointer.agent)
@@ -100,6 +140,18 @@ impl Pointer {
         format!("retry.due.{}.{place}", self.token)
     }
 
+    /// The schedule that lets the delivery wait at one of its places until `due`, in place of the schedule at the
+    /// sequence `replaces`; 0 for none.
+    pub(super) fn schedule(&self, place: &str, due: SystemTime, replaces: u64) -> Schedule {
+        let (waits_on, target) = (self.waits_on(place), self.due_on(place));
+        Schedule { waits_on, target, due, headers: self.headers(), replaces }
+    }
+
+    /// The place of the delivery that waits on this subject.
+    pub(super) fn place_of(&self, subject: &str) -> Option<String> {
+        self.places().into_iter().find(|place| self.waits_on(place) == subject)
+    }
+
     /// Whether the delivery can be due on this subject.
     pub(super) fn is_due_on(&self, subject: &str) -> bool {
         self.places().iter().any(|place| self.due_on(place) == subject)
@@ -107,7 +159,7 @@ impl Pointer {
 
     /// Whether the delivery can wait on this subject.
     pub(super) fn is_waiting_on(&self, subject: &str) -> bool {
-        self.places().iter().any(|place| self.waits_on(place) == subject)
+        self.place_of(subject).is_some()
     }
 
     /// The dead letter of a delivery that was given up while it waited.
@@ -143,6 +195,7 @@ mod tests {
             destination: "crm".to_owned(),
             token: "e_crm".to_owned(),
             attempt: 2,
+            held: Some(Why::Breaker),
         }
     }
 

@@ -9,6 +9,8 @@ pub(crate) enum Reason {
     Gone,
     /// The last attempt of the schedule failed.
     Exhausted,
+    /// The endpoint answered with a status in `give_up_on`.
+    Refused,
     /// The address, the URL or the agent is not allowed.
     Forbidden,
     /// Nobody wants it, or the endpoint that it names does not exist.
@@ -27,6 +29,7 @@ impl Reason {
         match self {
             Self::Gone => "gone",
             Self::Exhausted => "exhausted",
+            Self::Refused => "refused",
             Self::Forbidden => "forbidden",
             Self::Unroutable => "unroutable",
             Self::EndpointDisabled => "endpoint-disabled",

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::reason::{Failure, Reason};
+use super::reason::Failure;
 use crate::broker::{Outgoing, StoredMessage};
 use crate::clock::rfc3339;
 use crate::event::headers::Headers;
@@ -52,7 +52,8 @@ pub(super) struct Receipt<'a> {
     pub(super) attempt: u32,
     pub(super) http_status: Option<u16>,
     pub(super) failure: Option<Failure>,
-    pub(super) reason: Option<Reason>,
+    /// Why it ended without success, or why it waits without an attempt.
+    pub(super) reason: Option<&'static str>,
     pub(super) detail: Option<String>,
     pub(super) duration: Option<Duration>,
     pub(super) next_attempt: Option<SystemTime>,
@@ -105,7 +106,7 @@ impl Receipt<'_> {
             attempt: self.attempt,
             status: self.http_status,
             error_class: self.failure.map(Failure::as_str),
-            reason: self.reason.map(Reason::as_str),
+            reason: self.reason,
             detail: self.detail.as_deref(),
             duration_ms: self.duration.map(millis),
             next_attempt_at: self.next_attempt.map(rfc3339),

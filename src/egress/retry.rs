@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::reason::{Failure, Reason};
+use crate::config::{self, Breaker, Egress, Rate};
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,15 +68,29 @@ pub(super) enum Decision {
     Dead(Reason),
 }
 
-/// How often and for how long to try.
+/// How persistently deliveries to one destination are made.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     /// The waits between attempts.
     pub(super) waits: Vec<Duration>,
+    /// By what part of itself a wait may be longer or shorter.
+    pub(super) jitter: f64,
     /// The longest wait that a receiver can ask for.
     pub(super) max_retry_after: Duration,
+    /// How old a message may become before nobody tries again.
+    pub(super) max_age: Option<Duration>,
+    /// Statuses that nobody repeats.
+    pub(super) give_up_on: Vec<u16>,
     /// How long OUTBOX keeps the body, from when it was stored. No attempt is put off beyond that.
     pub(super) kept_for: Option<Duration>,
+    /// The longest that one attempt may take.
+    pub(super) timeout: Duration,
+    /// Attempts in flight at once, in this process.
+    pub(super) max_in_flight: usize,
+    /// How often attempts may begin, in this process.
+    pub(super) rate: Option<Rate>,
+    /// When to leave the destination alone.
+    pub(super) breaker: Option<Breaker>,
 }
 
 /// When a delivery began and how far it is.
@@ -103,25 +118,47 @@ pub(super) fn decide(outcome: &Outcome, policy: &Policy, progress: Progress) -> 
         (Outcome::Accepted { .. }, _) => Decision::Delivered,
         (Outcome::Gone, _) => Decision::Dead(Reason::Gone),
         (Outcome::Forbidden { .. }, _) => Decision::Dead(Reason::Forbidden),
+        _ if outcome.status().is_some_and(|status| policy.give_up_on.contains(&status)) => {
+            Decision::Dead(Reason::Refused)
+        }
         (_, None) => Decision::Dead(Reason::Exhausted),
         (Outcome::Busy { retry_after, .. }, Some(_)) => {
             policy.bound(progress, (*retry_after).clamp(MIN_RETRY_AFTER, policy.max_retry_after))
         }
-        (_, Some(wait)) => policy.bound(progress, jitter(*wait, progress.chance)),
+        (_, Some(wait)) => policy.bound(progress, jitter(*wait, policy.jitter, progress.chance)),
     }
 }
 
 impl Policy {
-    /// How many attempts there are at most.
-    pub(super) fn attempts(&self) -> u32 {
-        u32::try_from(self.waits.len()).unwrap_or(u32::MAX).saturating_add(1)
+    /// What the configuration says of an endpoint, or of callbacks where there is none. `kept_for` is how long OUTBOX
+    /// keeps a message.
+    pub(super) fn new(egress: &Egress, endpoint: Option<&config::Endpoint>, kept_for: Option<Duration>) -> Self {
+        let own = endpoint;
+        Self {
+            waits: own.and_then(|own| own.retry.as_ref()).unwrap_or(&egress.retry).waits().to_vec(),
+            jitter: own.and_then(|own| own.jitter).unwrap_or(egress.jitter),
+            max_retry_after: own.and_then(|own| own.max_retry_after).unwrap_or(egress.max_retry_after),
+            max_age: own.and_then(|own| own.max_age).or(egress.max_age),
+            give_up_on: own.and_then(|own| own.give_up_on.as_ref()).unwrap_or(&egress.give_up_on).clone(),
+            kept_for,
+            timeout: own.and_then(|own| own.timeout).unwrap_or(egress.timeout),
+            max_in_flight: own.and_then(|own| own.max_in_flight).unwrap_or(egress.max_in_flight),
+            rate: own.and_then(|own| own.rate).unwrap_or(egress.rate),
+            breaker: own.and_then(|own| own.breaker).unwrap_or(egress.breaker),
+        }
     }
 
-    /// Again after `wait`, but not when the body may be gone: the last tenth of its life is left for the
-    /// attempts themselves, and a delivery that gets there has been tried for long enough.
+    /// The last moment at which an attempt may begin, if there is one: the last tenth of the body's life is left for
+    /// the attempts themselves, and a delivery that gets there has been tried for long enough.
+    pub(super) fn last_moment(&self, stored: SystemTime) -> Option<SystemTime> {
+        let kept = self.kept_for.map(|kept_for| kept_for * 9 / 10);
+        kept.into_iter().chain(self.max_age).min().map(|most| stored + most)
+    }
+
+    /// Again after `wait`, but not when the body may be gone or the message is too old.
     fn bound(&self, progress: Progress, wait: Duration) -> Decision {
         let due = progress.now + wait.max(MIN_WAIT);
-        match self.kept_for.map(|kept_for| progress.stored + kept_for * 9 / 10) {
+        match self.last_moment(progress.stored) {
             Some(last) if progress.now >= last => Decision::Dead(Reason::Exhausted),
             Some(last) => Decision::RetryAt(due.min(last)),
             None => Decision::RetryAt(due),
@@ -129,9 +166,10 @@ impl Policy {
     }
 }
 
-/// Ten percent more or less.
-fn jitter(wait: Duration, chance: f64) -> Duration {
-    wait.mul_f64(0.9 + 0.2 * chance.clamp(0.0, 1.0))
+/// The wait, longer or shorter by up to this part of itself.
+fn jitter(wait: Duration, part: f64, chance: f64) -> Duration {
+    let part = part.clamp(0.0, 1.0);
+    wait.mul_f64(1.0 - part + 2.0 * part * chance.clamp(0.0, 1.0))
 }
 
 /// Reads `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
@@ -151,7 +189,8 @@ mod tests {
 
     fn policy() -> Policy {
         let hour = Duration::from_secs(3600);
-        Policy { waits: vec![Duration::from_secs(10), hour], max_retry_after: hour, kept_for: Some(hour * 20) }
+        let egress = Egress { max_retry_after: hour, give_up_on: vec![401], ..Egress::default() };
+        Policy { waits: vec![Duration::from_secs(10), hour], ..Policy::new(&egress, None, Some(hour * 20)) }
     }
 
     fn decide_at(outcome: &Outcome, attempt: u32, chance: f64) -> Decision {
@@ -170,6 +209,7 @@ mod tests {
             (failed.clone(), 1, Decision::RetryAt(NOW + Duration::from_secs(10))),
             (failed, 3, Decision::Dead(Reason::Exhausted)),
             (Outcome::Refused { status: 400 }, 3, Decision::Dead(Reason::Exhausted)),
+            (Outcome::Refused { status: 401 }, 1, Decision::Dead(Reason::Refused)),
         ] {
             assert_eq!(decide_at(&outcome, attempt, 0.5), expected, "{outcome:?}, attempt {attempt}");
         }
@@ -199,6 +239,16 @@ mod tests {
         assert_eq!(decide(&refused, &policy(), progress), Decision::RetryAt(NOW + hour * 18));
         let progress = Progress { now: NOW + hour * 18, ..progress };
         assert_eq!(decide(&refused, &policy(), progress), Decision::Dead(Reason::Exhausted));
+    }
+
+    #[test]
+    fn a_message_that_is_too_old_is_tried_no_more() {
+        let (hour, refused) = (Duration::from_secs(3600), Outcome::Refused { status: 500 });
+        let policy = Policy { max_age: Some(hour / 2), ..policy() };
+        let progress = Progress { attempt: 2, stored: NOW, now: NOW + hour / 4, chance: 0.5 };
+        assert_eq!(decide(&refused, &policy, progress), Decision::RetryAt(NOW + hour / 2));
+        let progress = Progress { now: NOW + hour / 2, ..progress };
+        assert_eq!(decide(&refused, &policy, progress), Decision::Dead(Reason::Exhausted));
     }
 
     #[test]

@@ -30,7 +30,6 @@ const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp
 pub(super) struct Sender {
     client: Client,
     guard: Guard,
-    timeout: Duration,
     clock: Clock,
 }
 
@@ -44,7 +43,7 @@ impl Sender {
         clock: Clock,
     ) -> Result<Self, rustls::Error> {
         let client = Client::new(&guard, timeout, concurrency)?;
-        Ok(Self { client, guard, timeout, clock })
+        Ok(Self { client, guard, clock })
     }
 
     /// Makes one attempt. Takes no longer than the timeout, the answer's body included.
@@ -61,12 +60,13 @@ impl Sender {
             let detail = "the URL cannot be written as a request target".to_owned();
             return Outcome::Forbidden { detail };
         };
-        let deadline = Instant::now() + self.timeout;
+        let timeout = destination.policy().timeout;
+        let deadline = Instant::now() + timeout;
         let answer = match tokio::time::timeout_at(deadline, self.client.request(request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(cause)) => return unanswered(cause),
             Err(_) => {
-                let detail = format!("no answer within {}", humantime::format_duration(self.timeout));
+                let detail = format!("no answer within {}", humantime::format_duration(timeout));
                 return Outcome::Failed { failure: Failure::Timeout, detail };
             }
         };

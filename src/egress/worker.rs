@@ -12,9 +12,8 @@ use super::endpoint_state::EndpointStates;
 use super::held::Held;
 use super::intake::{self, Message, Original};
 use super::ledger::{Known, Ledger};
-use super::pointer::Pointer;
+use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
-use super::retry::Policy;
 use super::route::{self, Route};
 use super::send::Sender;
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
@@ -30,7 +29,6 @@ pub(super) struct Worker {
     pub(super) destinations: Arc<Destinations>,
     pub(super) guard: Guard,
     pub(super) sender: Sender,
-    pub(super) policy: Policy,
     pub(super) states: EndpointStates,
     pub(super) ledger: Ledger,
     pub(super) held: Held,
@@ -66,6 +64,8 @@ pub(super) struct Job<'a> {
     /// The attempt that comes next; the first is 1.
     pub(super) attempt: u32,
     pub(super) stored: SystemTime,
+    /// Why it waited, where that was not a failed attempt.
+    pub(super) held: Option<Why>,
 }
 
 /// What a pointer leads to.
@@ -96,11 +96,6 @@ impl Worker {
         Ok(Self {
             sender: Sender::new(guard.clone(), egress.timeout, egress.concurrency, clock.clone())?,
             ledger: Ledger { broker: broker.clone(), metrics: metrics.clone() },
-            policy: Policy {
-                waits: egress.retry.clone(),
-                max_retry_after: egress.max_retry_after,
-                kept_for: config.streams.limits(StreamKind::Outbox).max_age,
-            },
             outbox: broker.names().stream(StreamKind::Outbox),
             states: EndpointStates::default(),
             held: Held::default(),
@@ -131,7 +126,8 @@ impl Worker {
         };
         let routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
         let [route] = routes.as_slice() else { return self.split(&original, &message, &routes).await };
-        let job = Job { original: &original, message: &message, route, attempt: 1, stored: received.stored };
+        let job =
+            Job { original: &original, message: &message, route, attempt: 1, stored: received.stored, held: None };
         self.work(&job, in_doubt).await
     }
 
@@ -140,13 +136,13 @@ impl Worker {
         let Some(pointer) = Pointer::read(&received.headers) else {
             return self.forged(received, "it has none of the headers that Hookbridge writes");
         };
-        if !pointer.is_due_on(&received.subject) || pointer.attempt > self.policy.attempts() {
-            return self.forged(received, "it is not where, or not as late, as Hookbridge would have it");
+        if !pointer.is_due_on(&received.subject) {
+            return self.forged(received, "it is not where Hookbridge would have it");
         }
         match self.resolve(&pointer).await {
             Resolved::Delivery { original, message, route, stored } => {
                 let (attempt, route) = (pointer.attempt, &route);
-                let job = Job { original: &original, message: &message, route, attempt, stored };
+                let job = Job { original: &original, message: &message, route, attempt, stored, held: pointer.held };
                 self.work(&job, true).await
             }
             Resolved::Expired => self.bury_expired(&pointer).await,

@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) attempt_seconds: Histogram,
     /// Dead letters by destination and reason.
     pub(crate) dead_letters: Family<DeadLabels, Counter>,
+    /// Deliveries that wait without an attempt having failed, by destination and why.
+    pub(crate) held: Family<HeldLabels, Counter>,
     /// Receipts that could not be written.
     pub(crate) lost_receipts: Counter,
     /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
@@ -93,6 +95,15 @@ pub(crate) struct StreamLabels {
     pub(crate) stream: &'static str,
 }
 
+/// A held delivery's destination, and why it waits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct HeldLabels {
+    /// A configured endpoint, or `callback`.
+    pub(crate) destination: String,
+    /// `paused`, `breaker`, `busy` or `rate`.
+    pub(crate) why: &'static str,
+}
+
 /// A dead letter's destination and reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct DeadLabels {
@@ -116,6 +127,7 @@ impl Metrics {
             attempts: Family::default(),
             attempt_seconds: seconds(),
             dead_letters: Family::default(),
+            held: Family::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
             already_done: Counter::default(),
@@ -148,6 +160,7 @@ impl Metrics {
         registry.register("egress_attempts", "Delivery attempts by outcome", self.attempts.clone());
         registry.register("egress_attempt_seconds", "Time that attempts took", self.attempt_seconds.clone());
         registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());
+        registry.register("egress_held", "Deliveries that wait without a failed attempt, by why", self.held.clone());
         registry.register("egress_receipts_lost", "Receipts that could not be written", self.lost_receipts.clone());
         registry.register("egress_retries_forged", "RETRY messages refused", self.forged_retries.clone());
         registry.register(
