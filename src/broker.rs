@@ -18,7 +18,7 @@ mod visit;
 
 pub(crate) use bucket::BucketError;
 pub(crate) use connect::Broker;
-pub(crate) use consume::{Consumer, Received};
+pub(crate) use consume::{Consumer, Received, Slot};
 pub(crate) use history::Glimpse;
 pub(crate) use links::{Links, Role};
 pub(crate) use names::Names;

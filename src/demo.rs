@@ -30,6 +30,8 @@ use crate::signature::{Credential, Inquiry, Scheme, Ways};
 pub(crate) const NAME: &str = "demo";
 /// Events that the agent works on at once.
 const SLOTS: NonZeroUsize = NonZeroUsize::MIN;
+/// Bytes of events that the agent works on at once.
+const ROOM: u64 = 8 * 1024 * 1024;
 /// How long the outbox may take to confirm.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 
@@ -38,7 +40,7 @@ pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Answers every event until stopped.
 pub(crate) async fn agent(broker: Broker, say: Say, stop: CancellationToken) {
-    let consumer = Consumer::new(broker.clone(), StreamKind::Events, NAME, SLOTS);
+    let consumer = Consumer::new(broker.clone(), StreamKind::Events, NAME, SLOTS, ROOM);
     let tasks = tokio_util::task::TaskTracker::new();
     let answer = |event: Received, slot| {
         let (broker, say) = (broker.clone(), say.clone());

@@ -5,21 +5,27 @@
 //! schedule, or a dead letter, and only then the ack. Waiting is the stream's job: a restart forgets nothing and no task sleeps for an hour.
 
 mod alarm;
+mod breaker;
 mod courier;
 mod dead_letter;
 mod delivery;
 mod destination;
 mod endpoint_state;
+mod gate;
 mod held;
 mod intake;
 mod ledger;
+mod load;
+mod pace;
 mod pointer;
 mod reason;
 mod receipt;
+mod release;
 mod retry;
 mod route;
 mod send;
 mod sweep;
+mod tell;
 mod unreadable;
 mod waiting;
 mod worker;

@@ -24,6 +24,12 @@ impl Broker {
         store.put(endpoint, value).await.map(drop).map_err(|error| BucketError(error.to_string()))
     }
 
+    /// Removes a key.
+    pub(crate) async fn remove_endpoint(&self, endpoint: &str) -> Result<(), BucketError> {
+        let store = self.endpoints().await?;
+        store.purge(endpoint).await.map(drop).map_err(|error| BucketError(error.to_string()))
+    }
+
     /// Calls `found` for every state there is now.
     pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
         let failed = |error: &dyn std::fmt::Display| BucketError(error.to_string());

@@ -20,6 +20,8 @@ use crate::event::Headers;
 const PULL_EXPIRES: Duration = Duration::from_secs(20);
 /// The most messages of one pull, so that several pulls share the work.
 const MAX_PULL: usize = 64;
+/// The bytes of one pull beyond those of one message.
+const PULL_BYTES: usize = 4 * 1024 * 1024;
 /// How long to wait after a pull that failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(250);
 
@@ -44,6 +46,15 @@ pub(crate) struct Consumer {
     stream: StreamKind,
     durable: &'static str,
     slots: Arc<Semaphore>,
+    /// Room for messages, in KiB.
+    room: Arc<Semaphore>,
+    all_room: u32,
+}
+
+/// A place for one message in hand, until it is dropped.
+pub(crate) struct Slot {
+    _slot: OwnedSemaphorePermit,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Received {
@@ -75,15 +86,23 @@ impl Received {
 }
 
 impl Consumer {
-    /// The durable of this name on a stream.
-    pub(crate) fn new(broker: Broker, stream: StreamKind, durable: &'static str, slots: NonZeroUsize) -> Self {
-        Self { broker, stream, durable, slots: Arc::new(Semaphore::new(slots.get())) }
+    /// The durable of this name on a stream, with so many slots and so many bytes of room.
+    pub(crate) fn new(
+        broker: Broker,
+        stream: StreamKind,
+        durable: &'static str,
+        slots: NonZeroUsize,
+        room: u64,
+    ) -> Self {
+        let all_room = u32::try_from(room / 1024).unwrap_or(u32::MAX).max(1);
+        let (slots, room) = (Semaphore::new(slots.get()), Semaphore::new(all_room as usize));
+        Self { broker, stream, durable, slots: Arc::new(slots), room: Arc::new(room), all_room }
     }
 
     /// Takes messages until stopped, one slot each, and hands them over together with the slot.
     ///
     /// Several of these may run at once over the same slots.
-    pub(crate) async fn run(&self, stop: &CancellationToken, take: impl Fn(Received, OwnedSemaphorePermit)) {
+    pub(crate) async fn run(&self, stop: &CancellationToken, take: impl Fn(Received, Slot)) {
         while !stop.is_cancelled() {
             let Some(Some((consumer, connection))) = stop.run_until_cancelled(self.consumer()).await else { return };
             let Some(slots) = stop.run_until_cancelled(self.free_slots()).await else { return };
@@ -123,6 +142,12 @@ impl Consumer {
         slots
     }
 
+    /// Waits until the message fits into the room for all; one that never would gets all of it.
+    async fn room_for(&self, received: &Received) -> Option<OwnedSemaphorePermit> {
+        let size = u32::try_from(received.payload.len() / 1024).unwrap_or(u32::MAX).clamp(1, self.all_room);
+        self.room.clone().acquire_many_owned(size).await.ok()
+    }
+
     /// Pulls again and again over one connection, for as long as messages come.
     async fn pull(
         &self,
@@ -130,10 +155,12 @@ impl Consumer {
         connection: u64,
         mut slots: Vec<OwnedSemaphorePermit>,
         stop: &CancellationToken,
-        take: &impl Fn(Received, OwnedSemaphorePermit),
+        take: &impl Fn(Received, Slot),
     ) -> Result<(), ()> {
         loop {
-            let batch = consumer.batch().max_messages(slots.len()).expires(PULL_EXPIRES).messages();
+            // Never less than the largest message, or one such would end every pull.
+            let most = self.broker.max_payload().saturating_add(PULL_BYTES);
+            let batch = consumer.batch().max_messages(slots.len()).max_bytes(most).expires(PULL_EXPIRES).messages();
             let mut batch =
                 batch.await.map_err(|error| tracing::debug!("Pull from {} failed: {error}", self.stream))?;
             loop {
@@ -149,7 +176,12 @@ impl Consumer {
                 match message {
                     Some(Ok(message)) => {
                         if let (Some(received), Some(slot)) = (self.received(message), slots.pop()) {
-                            take(received, slot);
+                            let Some(room) = stop.run_until_cancelled(self.room_for(&received)).await else {
+                                received.give_back(Duration::ZERO).await;
+                                give_back(&mut batch).await;
+                                return Ok(());
+                            };
+                            take(received, Slot { _slot: slot, _room: room });
                         }
                     }
                     Some(Err(error)) => {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -31,8 +32,11 @@ pub struct Egress {
     pub give_up_on: Vec<u16>,
     /// Attempts in flight at once in this process, first attempts and repeated ones each.
     pub concurrency: usize,
+    /// Bytes of messages in hand at once in this process, first attempts and repeated ones each. One message is taken
+    /// however large it is.
+    pub max_in_flight: ByteSize,
     /// Attempts in flight at once to one destination, in this process. What is over waits in NATS.
-    pub max_in_flight: usize,
+    pub max_concurrent: usize,
     /// How often attempts to one destination may begin, in this process: `50/s burst 100`, or `"none"`.
     #[serde(deserialize_with = "rate_or_none")]
     pub rate: Option<Rate>,
@@ -58,7 +62,8 @@ impl Default for Egress {
             max_age: None,
             give_up_on: Vec::new(),
             concurrency: 1024,
-            max_in_flight: 64,
+            max_in_flight: ByteSize::mib(32),
+            max_concurrent: 128,
             rate: None,
             breaker: Some(Breaker::default()),
             allow_networks: Vec::new(),

@@ -56,8 +56,8 @@ pub struct Endpoint {
     pub max_age: Option<Duration>,
     /// Instead of `egress.give_up_on`.
     pub give_up_on: Option<Vec<u16>>,
-    /// Instead of `egress.max_in_flight`.
-    pub max_in_flight: Option<usize>,
+    /// Instead of `egress.max_concurrent`.
+    pub max_concurrent: Option<usize>,
     /// Instead of `egress.rate`.
     #[serde(default, deserialize_with = "own_rate")]
     pub rate: Option<Option<Rate>>,

@@ -402,8 +402,8 @@ fn persistence(table: &str, egress: &Egress, own: Option<&Endpoint>, kept: Optio
     if let Some(status) = give_up_on.into_iter().flatten().find(|status| !(300..600).contains(*status)) {
         findings.add(key("give_up_on"), format!("{status} is not a status that an attempt fails with: 300 to 599"));
     }
-    if own.map_or(Some(egress.max_in_flight), |own| own.max_in_flight) == Some(0) {
-        findings.add(key("max_in_flight"), "must be at least 1");
+    if own.map_or(Some(egress.max_concurrent), |own| own.max_concurrent) == Some(0) {
+        findings.add(key("max_concurrent"), "must be at least 1");
     }
     if let Some(breaker) = own.map_or(egress.breaker, |own| own.breaker.flatten()) {
         self::breaker(&key("breaker"), &breaker, findings);

@@ -4,14 +4,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::alarm;
 use super::destination::Destinations;
 use super::worker::{Answer, Worker};
-use crate::broker::{Broker, COURIER, Consumer, Received};
+use crate::broker::{Broker, COURIER, Consumer, Received, Slot};
 use crate::clock::Clock;
 use crate::config::{Config, StreamKind};
 use crate::telemetry::Metrics;
@@ -29,6 +28,7 @@ pub(crate) struct Courier {
     worker: Arc<Worker>,
     broker: Broker,
     slots: NonZeroUsize,
+    room: u64,
     metrics: Metrics,
 }
 
@@ -43,7 +43,7 @@ impl Courier {
     ) -> Result<Self, rustls::Error> {
         let slots = NonZeroUsize::new(config.egress.concurrency).unwrap_or(NonZeroUsize::MIN);
         let worker = Worker::new(config, broker.clone(), destinations, clock, metrics.clone())?;
-        Ok(Self { worker: Arc::new(worker), broker, slots, metrics })
+        Ok(Self { worker: Arc::new(worker), broker, slots, room: config.egress.max_in_flight.as_u64(), metrics })
     }
 
     /// Works until stopped, then finishes what it holds.
@@ -54,8 +54,8 @@ impl Courier {
             return;
         }
         let deliveries = TaskTracker::new();
-        let outbox = Consumer::new(self.broker.clone(), StreamKind::Outbox, COURIER, self.slots);
-        let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER, self.slots);
+        let outbox = Consumer::new(self.broker.clone(), StreamKind::Outbox, COURIER, self.slots, self.room);
+        let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER, self.slots, self.room);
         let from_outbox = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, true)));
         let from_retry = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, false)));
         let pulls = async {
@@ -66,7 +66,9 @@ impl Courier {
         };
         tokio::join!(
             pulls,
-            worker.states.follow(&self.broker, &stop),
+            worker.states.follow(&self.broker, &stop, |key, value| worker.hears(key, value)),
+            worker.tell_breakers(&stop),
+            worker.release_recovered(&stop),
             worker.sweep_disabled(&stop),
             alarm::watch(&self.broker, &self.metrics, &stop),
         );
@@ -74,7 +76,7 @@ impl Courier {
         deliveries.wait().await;
     }
 
-    async fn take(self, received: Received, slot: OwnedSemaphorePermit, from_outbox: bool) {
+    async fn take(self, received: Received, slot: Slot, from_outbox: bool) {
         self.metrics.deliveries.inc();
         let work = async {
             if from_outbox { self.worker.outbox(&received).await } else { self.worker.retry(&received).await }

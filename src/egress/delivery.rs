@@ -10,6 +10,7 @@ use tracing::Instrument;
 
 use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
+use super::gate::{NotNow, Pass};
 use super::ledger::Known;
 use super::reason::{Failure, Reason, Refusal};
 use super::receipt::{Receipt, Status};
@@ -48,12 +49,22 @@ impl Worker {
                 let detail = format!("endpoint `{}` is disabled since it answered 410 Gone", endpoint.name);
                 self.give_up(job, &Refusal::new(Reason::EndpointDisabled, detail), None, None).await;
             }
-            Ok(destination) => self.attempt(job, destination).await,
+            Ok(destination) => self.approach(job, destination).await,
         }
         Answer::Ack
     }
 
-    async fn attempt(&self, job: &Job<'_>, destination: &Destination) {
+    /// Makes the attempt, if one may be made now; else lets the delivery wait.
+    async fn approach(&self, job: &Job<'_>, destination: &Destination) {
+        let policy = destination.policy();
+        let token = job.route.token.as_deref().unwrap_or_default();
+        match self.gates.pass(token, policy, job.held).await {
+            Ok(pass) => self.attempt(job, destination, pass).await,
+            Err(NotNow { why, until }) => self.hold(job, why, until).await,
+        }
+    }
+
+    async fn attempt(&self, job: &Job<'_>, destination: &Destination, pass: Pass) {
         let span = tracing::info_span!(
             target: traces::TARGET,
             "deliver webhook",
@@ -67,6 +78,7 @@ impl Worker {
         let begun = Instant::now();
         let outcome = self.sender.attempt(destination, job.message, &trace).instrument(span.clone()).await;
         let took = begun.elapsed();
+        pass.ended(destination.policy(), outcome.health(), took);
         span.record("http.response.status_code", outcome.status());
         let (now, chance) = (self.clock.now(), rand::random());
         let progress = Progress { attempt: job.attempt, stored: job.stored, now, chance };

@@ -77,8 +77,17 @@ impl EndpointStates {
     }
 
     /// Follows the bucket until stopped. A record that cannot be read enables: it is nobody's word.
-    pub(super) async fn follow(&self, broker: &Broker, stop: &CancellationToken) {
+    /// What is not about an endpoint's state, `other` takes.
+    pub(super) async fn follow(
+        &self,
+        broker: &Broker,
+        stop: &CancellationToken,
+        other: impl Fn(&str, Option<&[u8]>) -> bool,
+    ) {
         let changed = |endpoint: &str, value: Option<&[u8]>| {
+            if other(endpoint, value) {
+                return;
+            }
             let record = value.and_then(|value| serde_json::from_slice(value).ok());
             tracing::debug!(endpoint.name = endpoint, "Endpoint state changed: {record:?}");
             self.set(endpoint, record);

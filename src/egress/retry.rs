@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::breaker::Health;
 use super::reason::{Failure, Reason};
 use crate::config::{self, Breaker, Egress, Rate};
 
@@ -42,6 +43,15 @@ impl Outcome {
             Self::Gone | Self::Busy { .. } | Self::Refused { .. } => Some(Failure::Status),
             Self::Failed { failure, .. } => Some(*failure),
             Self::Forbidden { .. } => Some(Failure::Forbidden),
+        }
+    }
+
+    /// What it says of the destination: any answer below 500 shows that somebody is there.
+    pub(super) fn health(&self) -> Health {
+        match self {
+            Self::Busy { status: 429, .. } | Self::Refused { status: 429 } | Self::Forbidden { .. } => Health::Unknown,
+            Self::Busy { .. } | Self::Refused { status: 500.. } | Self::Failed { .. } => Health::Ill,
+            Self::Accepted { .. } | Self::Gone | Self::Refused { .. } => Health::Well,
         }
     }
 
@@ -86,7 +96,7 @@ pub(super) struct Policy {
     /// The longest that one attempt may take.
     pub(super) timeout: Duration,
     /// Attempts in flight at once, in this process.
-    pub(super) max_in_flight: usize,
+    pub(super) max_concurrent: usize,
     /// How often attempts may begin, in this process.
     pub(super) rate: Option<Rate>,
     /// When to leave the destination alone.
@@ -142,7 +152,7 @@ impl Policy {
             give_up_on: own.and_then(|own| own.give_up_on.as_ref()).unwrap_or(&egress.give_up_on).clone(),
             kept_for,
             timeout: own.and_then(|own| own.timeout).unwrap_or(egress.timeout),
-            max_in_flight: own.and_then(|own| own.max_in_flight).unwrap_or(egress.max_in_flight),
+            max_concurrent: own.and_then(|own| own.max_concurrent).unwrap_or(egress.max_concurrent),
             rate: own.and_then(|own| own.rate).unwrap_or(egress.rate),
             breaker: own.and_then(|own| own.breaker).unwrap_or(egress.breaker),
         }

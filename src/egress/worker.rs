@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use super::dead_letter::DeadLetter;
 use super::destination::Destinations;
 use super::endpoint_state::EndpointStates;
+use super::gate::Gates;
 use super::held::Held;
 use super::intake::{self, Message, Original};
 use super::ledger::{Known, Ledger};
@@ -32,6 +33,9 @@ pub(super) struct Worker {
     pub(super) states: EndpointStates,
     pub(super) ledger: Ledger,
     pub(super) held: Held,
+    pub(super) gates: Gates,
+    /// What this process calls itself where others read it.
+    pub(super) process: String,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     /// Told when an endpoint was disabled and what waits for it has to end.
@@ -99,6 +103,8 @@ impl Worker {
             outbox: broker.names().stream(StreamKind::Outbox),
             states: EndpointStates::default(),
             held: Held::default(),
+            gates: Gates::new(egress.concurrency, clock.clone()),
+            process: format!("{:016x}", rand::random::<u64>()),
             disabled: Notify::new(),
             highest: AtomicU64::new(0),
             replicated: config.nats.replicas > 1,

@@ -39,6 +39,8 @@ pub(crate) struct Metrics {
     pub(crate) dead_letters: Family<DeadLabels, Counter>,
     /// Deliveries that wait without an attempt having failed, by destination and why.
     pub(crate) held: Family<HeldLabels, Counter>,
+    /// 1 for a destination that fails and is left alone for a while.
+    pub(crate) breaker_open: Family<DestinationLabels, Gauge>,
     /// Receipts that could not be written.
     pub(crate) lost_receipts: Counter,
     /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
@@ -95,6 +97,13 @@ pub(crate) struct StreamLabels {
     pub(crate) stream: &'static str,
 }
 
+/// A destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DestinationLabels {
+    /// A configured endpoint.
+    pub(crate) destination: String,
+}
+
 /// A held delivery's destination, and why it waits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct HeldLabels {
@@ -128,6 +137,7 @@ impl Metrics {
             attempt_seconds: seconds(),
             dead_letters: Family::default(),
             held: Family::default(),
+            breaker_open: Family::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
             already_done: Counter::default(),
@@ -161,6 +171,8 @@ impl Metrics {
         registry.register("egress_attempt_seconds", "Time that attempts took", self.attempt_seconds.clone());
         registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());
         registry.register("egress_held", "Deliveries that wait without a failed attempt, by why", self.held.clone());
+        let open = self.breaker_open.clone();
+        registry.register("egress_breaker_open", "1 for a destination that is left alone for a while", open);
         registry.register("egress_receipts_lost", "Receipts that could not be written", self.lost_receipts.clone());
         registry.register("egress_retries_forged", "RETRY messages refused", self.forged_retries.clone());
         registry.register(

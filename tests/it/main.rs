@@ -20,6 +20,7 @@ mod filters_and_limits_of_a_source;
 mod forgeries;
 mod handshakes;
 mod hostile_requests;
+mod isolation;
 mod keys_at_addresses;
 mod limits;
 mod outages;

@@ -1,0 +1,71 @@
+//! Letting deliveries come that waited for their destination to recover.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use super::pointer::{self, Pointer, Why};
+use super::worker::Worker;
+use crate::broker::StoredMessage;
+use crate::config::StreamKind;
+
+/// So many are moved at once.
+const CHUNK: usize = 128;
+/// How far apart they come at least.
+const APART: Duration = Duration::from_millis(1);
+
+impl Worker {
+    /// Brings forward what waits for destinations that have recovered, until stopped.
+    pub(super) async fn release_recovered(&self, stop: &CancellationToken) {
+        while stop.run_until_cancelled(self.gates.news().release.notified()).await.is_some() {
+            for token in self.gates.released() {
+                let apart = self.gates.each(&token).max(APART);
+                let still = || !self.gates.is_open(&token);
+                let held = |why| matches!(why, Why::Breaker | Why::Busy);
+                if stop.run_until_cancelled(self.release(&token, held, apart, still)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Brings forward the waiting deliveries of a destination that wait for such a reason, `apart` from each other,
+    /// for as long as that still makes sense. What cannot be moved comes at its own time.
+    pub(super) async fn release(
+        &self,
+        token: &str,
+        held: impl Fn(Why) -> bool,
+        apart: Duration,
+        still: impl Fn() -> bool,
+    ) {
+        let (waiting, mut from, mut due) = (pointer::all_waiting(token), 1, self.clock.now());
+        // What is moved stands at the end of the stream again.
+        let Ok((_, last)) = self.broker.span(StreamKind::Retry).await else { return };
+        while still() {
+            let mut chunk: Vec<(StoredMessage, Pointer)> = Vec::with_capacity(CHUNK);
+            while chunk.len() < CHUNK {
+                match self.broker.next(StreamKind::Retry, &waiting, from).await {
+                    Ok(Some(stored)) if stored.sequence <= last => {
+                        from = stored.sequence + 1;
+                        let pointer = Pointer::read(&stored.headers);
+                        chunk
+                            .extend(pointer.filter(|found| found.held.is_some_and(&held)).map(|found| (stored, found)));
+                    }
+                    Ok(_) => break,
+                    Err(error) => return tracing::warn!("What waits for {token} comes at its own time: {error}"),
+                }
+            }
+            let moved = chunk.iter().map(|(stored, pointer)| {
+                due += apart;
+                self.bring_forward(stored, pointer, due)
+            });
+            for error in join_all(moved.collect::<Vec<_>>()).await.into_iter().filter_map(Result::err) {
+                tracing::debug!("A delivery to {token} comes at its own time: {error}");
+            }
+            if chunk.len() < CHUNK {
+                return;
+            }
+        }
+    }
+}
