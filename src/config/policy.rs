@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 
 /// The most attempts of one delivery, so that a mistyped table makes no endless one.
-const MOST_ATTEMPTS: u32 = 1000;
+pub(crate) const MOST_ATTEMPTS: u32 = 1000;
 
 /// The waits between attempts: a list such as `["5s", "5m"]`, or a table
 /// `{ first = "5s", factor = 2.0, longest = "6h", attempts = 12 }`, which is written out when it is read.
@@ -82,6 +82,9 @@ impl<'de> Deserialize<'de> for Retry {
                 while let Some(text) = list.next_element::<String>()? {
                     let wait = humantime::parse_duration(&text)
                         .map_err(|error| de::Error::custom(format_args!("`{text}`: {error}")))?;
+                    if waits.len() + 1 == MOST_ATTEMPTS as usize {
+                        return Err(de::Error::custom(format_args!("there are at most {MOST_ATTEMPTS} attempts")));
+                    }
                     waits.push(wait);
                 }
                 Ok(Retry(waits))

@@ -19,7 +19,7 @@ use super::route::{self, Route};
 use super::send::Sender;
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
-use crate::config::{Config, StreamKind};
+use crate::config::{Config, MOST_ATTEMPTS, StreamKind};
 use crate::event::id;
 use crate::outbound::Guard;
 use crate::telemetry::Metrics;
@@ -142,8 +142,9 @@ impl Worker {
         let Some(pointer) = Pointer::read(&received.headers) else {
             return self.forged(received, "it has none of the headers that Hookbridge writes");
         };
-        if !pointer.is_due_on(&received.subject) {
-            return self.forged(received, "it is not where Hookbridge would have it");
+        // It may have waited under a longer schedule than the one that is configured now.
+        if !pointer.is_due_on(&received.subject) || pointer.attempt > MOST_ATTEMPTS {
+            return self.forged(received, "it is not where, or not as late, as Hookbridge would have it");
         }
         match self.resolve(&pointer).await {
             Resolved::Delivery { original, message, route, stored } => {

@@ -359,3 +359,44 @@ async fn an_endpoint_that_was_gone_is_enabled_by_hand() {
         assert!(tries < 50, "the endpoint stayed disabled");
     }
 }
+
+#[tokio::test]
+async fn a_delivery_that_waited_under_a_longer_schedule_is_made_under_a_shorter_one() {
+    let (nats, mut receiver) =
+        (Nats::start().await, Receiver::scripted([Reply::Status(500), Reply::Status(500)]).await);
+    let longer = format!("{}\n[egress]\nretry = [\"100ms\", \"2s\"]", crm(&receiver));
+    let hookbridge = Hookbridge::start(&nats, &longer).await;
+    nats.publish("outbox.a", &TO_CRM, "x").await;
+    receiver.next().await;
+    receiver.next().await;
+    hookbridge.stop().await.unwrap();
+
+    let _hookbridge = Hookbridge::start(&nats, &format!("{}\n[egress]\nretry = []", crm(&receiver))).await;
+
+    assert_eq!(receiver.next().await.header("webhook-id"), "m-1");
+    assert_eq!(receipt(&nats, "delivered").await["attempt"], 3);
+}
+
+#[tokio::test]
+async fn an_endpoint_has_waits_hopeless_statuses_and_ages_of_its_own() {
+    let (nats, receiver) = (Nats::start().await, Receiver::start().await);
+    receiver.otherwise(Reply::Status(401));
+    let endpoint = |name: &str, more: &str| {
+        format!("[endpoints.{name}]\nurl = \"{}\"\nsignatures = []\n{more}\n", receiver.url("/"))
+    };
+    let table = "retry = { first = \"50ms\", factor = 2.0, longest = \"100ms\", attempts = 4 }";
+    let config = [
+        endpoint("growing", table),
+        endpoint("hopeless", "give_up_on = [400, 401]"),
+        endpoint("old", "retry = [\"10s\", \"10s\"]\nmax_age = \"300ms\""),
+    ];
+    let _hookbridge = Hookbridge::start(&nats, &config.concat()).await;
+    for name in ["growing", "hopeless", "old"] {
+        nats.publish("outbox.a", &[("Hookbridge-Endpoint", name), ("Nats-Msg-Id", name)], "x").await;
+    }
+
+    for (name, reason, attempts) in [("growing", "exhausted", 4), ("hopeless", "refused", 1), ("old", "exhausted", 2)] {
+        let receipt = nats.message("RECEIPTS", &format!("receipts.a.dead.{name}")).await.json();
+        assert_eq!((receipt["reason"].as_str(), receipt["attempt"].as_u64()), (Some(reason), Some(attempts)), "{name}");
+    }
+}

@@ -178,7 +178,7 @@ async fn what_others_write_into_retry_is_refused_and_counted() {
     nats.publish("retry.due.e_private.real", &pointer("1", "e_private", "1"), "").await;
     nats.publish("retry.due.e_crm.other", &pointer("1", "e_crm", "1"), "").await;
     nats.publish("retry.due.e_crm.real", &pointer("1", "e_crm", "0"), "").await;
-    nats.publish("retry.due.e_crm.real", &pointer("1", "e_crm", "999"), "").await;
+    nats.publish("retry.due.e_crm.real", &pointer("1", "e_crm", "1001"), "").await;
 
     let counted = async || (hookbridge.metric("hookbridge_egress_retries_forged_total").await == 6.0).then_some(());
     crate::harness::eventually("six forged messages to be counted", counted).await;
