@@ -7,6 +7,7 @@ mod bucket;
 mod connect;
 mod consume;
 mod history;
+mod line;
 mod links;
 mod names;
 mod provision;

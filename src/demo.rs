@@ -40,7 +40,7 @@ pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Answers every event until stopped.
 pub(crate) async fn agent(broker: Broker, say: Say, stop: CancellationToken) {
-    let consumer = Consumer::new(broker.clone(), StreamKind::Events, NAME, SLOTS, ROOM);
+    let consumer = Consumer::new(broker.clone(), StreamKind::Events, NAME.to_owned(), SLOTS, ROOM);
     let tasks = tokio_util::task::TaskTracker::new();
     let answer = |event: Received, slot| {
         let (broker, say) = (broker.clone(), say.clone());

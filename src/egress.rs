@@ -15,6 +15,7 @@ mod gate;
 mod held;
 mod intake;
 mod ledger;
+mod line;
 mod load;
 mod pace;
 mod pointer;

@@ -44,7 +44,7 @@ pub(crate) struct Received {
 pub(crate) struct Consumer {
     broker: Broker,
     stream: StreamKind,
-    durable: &'static str,
+    durable: String,
     slots: Arc<Semaphore>,
     /// Room for messages, in KiB.
     room: Arc<Semaphore>,
@@ -87,13 +87,7 @@ impl Received {
 
 impl Consumer {
     /// The durable of this name on a stream, with so many slots and so many bytes of room.
-    pub(crate) fn new(
-        broker: Broker,
-        stream: StreamKind,
-        durable: &'static str,
-        slots: NonZeroUsize,
-        room: u64,
-    ) -> Self {
+    pub(crate) fn new(broker: Broker, stream: StreamKind, durable: String, slots: NonZeroUsize, room: u64) -> Self {
         let all_room = u32::try_from(room / 1024).unwrap_or(u32::MAX).max(1);
         let (slots, room) = (Semaphore::new(slots.get()), Semaphore::new(all_room as usize));
         Self { broker, stream, durable, slots: Arc::new(slots), room: Arc::new(room), all_room }
@@ -117,7 +111,7 @@ impl Consumer {
         loop {
             let ready = self.broker.ready().await?;
             let name = self.broker.names.stream(self.stream);
-            match self.broker.jetstream.get_consumer_from_stream(self.durable, name).await {
+            match self.broker.jetstream.get_consumer_from_stream(&self.durable, name).await {
                 Ok(consumer) => return Some((consumer, ready.connection)),
                 Err(error) => {
                     tracing::debug!("Durable {} of {} is not there: {error}", self.durable, self.stream);

@@ -40,7 +40,7 @@ pub(crate) struct ReadError {
 }
 
 impl ReadError {
-    fn new(stream: StreamKind, reason: impl ToString) -> Self {
+    pub(super) fn new(stream: StreamKind, reason: impl ToString) -> Self {
         Self { stream, reason: reason.to_string() }
     }
 }
@@ -129,7 +129,7 @@ impl Broker {
         }
     }
 
-    async fn stream(&self, kind: StreamKind) -> Result<Stream<()>, ReadError> {
+    pub(super) async fn stream(&self, kind: StreamKind) -> Result<Stream<()>, ReadError> {
         let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
         stream.map_err(|error| ReadError::new(kind, error))
     }

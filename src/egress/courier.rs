@@ -1,5 +1,7 @@
 //! The courier: takes messages with as many hands as it has slots, and answers the stream for each.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,16 +11,22 @@ use tokio_util::task::TaskTracker;
 
 use super::alarm;
 use super::destination::Destinations;
+use super::line;
 use super::worker::{Answer, Worker};
 use crate::broker::{Broker, COURIER, Consumer, Received, Slot};
 use crate::clock::Clock;
 use crate::config::{Config, StreamKind};
+use crate::event::Name;
 use crate::telemetry::Metrics;
 
 /// How often a delivery in progress tells the stream that it is alive; a third of the ack wait.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// Pulls at once on each of the two streams.
 const PULLS: usize = 4;
+/// How often to look which endpoints are ordered: they may come and go.
+const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
+/// The shortest time after which a message comes again.
+const SOON: Duration = Duration::from_millis(20);
 /// When a message that could not be dealt with comes again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -54,10 +62,10 @@ impl Courier {
             return;
         }
         let deliveries = TaskTracker::new();
-        let outbox = Consumer::new(self.broker.clone(), StreamKind::Outbox, COURIER, self.slots, self.room);
-        let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER, self.slots, self.room);
-        let from_outbox = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, true)));
-        let from_retry = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, false)));
+        let outbox = Consumer::new(self.broker.clone(), StreamKind::Outbox, COURIER.to_owned(), self.slots, self.room);
+        let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER.to_owned(), self.slots, self.room);
+        let from_outbox = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, From::Outbox)));
+        let from_retry = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, From::Retry)));
         let pulls = async {
             tokio::join!(
                 futures_util::future::join_all((0..PULLS).map(|_| outbox.run(&stop, from_outbox))),
@@ -68,6 +76,7 @@ impl Courier {
             pulls,
             worker.states.follow(&self.broker, &stop, |key, value| worker.hears(key, value)),
             worker.tell_breakers(&stop),
+            self.lines(&stop, &deliveries),
             worker.release_recovered(&stop),
             worker.sweep_disabled(&stop),
             alarm::watch(&self.broker, &self.metrics, &stop),
@@ -76,20 +85,77 @@ impl Courier {
         deliveries.wait().await;
     }
 
-    async fn take(self, received: Received, slot: Slot, from_outbox: bool) {
+    async fn take(self, received: Received, slot: Slot, from: From) {
         self.metrics.deliveries.inc();
         let work = async {
-            if from_outbox { self.worker.outbox(&received).await } else { self.worker.retry(&received).await }
+            match &from {
+                From::Outbox => self.worker.outbox(&received).await,
+                From::Retry => self.worker.retry(&received).await,
+                From::Line(endpoint) => self.worker.in_order(endpoint, &received).await,
+            }
         };
-        match alive(&received, work).await {
+        let answer = alive(&received, work).await;
+        match answer {
             Answer::Ack => received.ack().await,
             Answer::Again => received.give_back(AGAIN).await,
+            Answer::AgainAt(due) => {
+                let wait = due.duration_since(self.worker.clock.now()).unwrap_or_default();
+                received.give_back(wait.max(SOON)).await;
+            }
             Answer::Terminate => received.terminate().await,
             Answer::Silence => {}
         }
         self.metrics.deliveries.dec();
         drop(slot);
     }
+
+    /// Works on the lines of ordered endpoints, each with one hand, until stopped.
+    async fn lines(&self, stop: &CancellationToken, deliveries: &TaskTracker) {
+        let mut lines = HashMap::<Name, CancellationToken>::new();
+        let mut pace = tokio::time::interval(LOOK_FOR_LINES);
+        while stop.run_until_cancelled(pace.tick()).await.is_some() {
+            let Some(Some(_)) = stop.run_until_cancelled(self.broker.ready()).await else { return };
+            let ordered = match self.worker.prepare_lines().await {
+                Ok(ordered) => ordered,
+                Err(error) => {
+                    tracing::warn!("Deliveries to ordered endpoints may have to wait: {error}");
+                    continue;
+                }
+            };
+            lines.retain(|name, line| {
+                ordered.contains(name) || {
+                    line.cancel();
+                    false
+                }
+            });
+            for name in ordered {
+                if let Entry::Vacant(line) = lines.entry(name.clone()) {
+                    deliveries.spawn(self.clone().line(
+                        name,
+                        line.insert(stop.child_token()).clone(),
+                        deliveries.clone(),
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn line(self, endpoint: Name, stop: CancellationToken, deliveries: TaskTracker) {
+        let durable = line::durable(&endpoint);
+        let consumer = Consumer::new(self.broker.clone(), StreamKind::Outbox, durable, NonZeroUsize::MIN, self.room);
+        let take = |received, slot| {
+            drop(deliveries.spawn(self.clone().take(received, slot, From::Line(endpoint.clone()))));
+        };
+        consumer.run(&stop, take).await;
+    }
+}
+
+/// Where a message was taken from.
+enum From {
+    Outbox,
+    Retry,
+    /// The line of this ordered endpoint.
+    Line(Name),
 }
 
 /// Does the work, and tells the stream now and then that it is still being done.

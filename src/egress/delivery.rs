@@ -49,13 +49,17 @@ impl Worker {
                 let detail = format!("endpoint `{}` is disabled since it answered 410 Gone", endpoint.name);
                 self.give_up(job, &Refusal::new(Reason::EndpointDisabled, detail), None, None).await;
             }
-            Ok(destination) => self.approach(job, destination).await,
+            Ok(destination) => {
+                if let Some(due) = self.approach(job, destination).await.filter(|_| job.in_line) {
+                    return Answer::AgainAt(due);
+                }
+            }
         }
         Answer::Ack
     }
 
-    /// Makes the attempt, if one may be made now; else lets the delivery wait.
-    async fn approach(&self, job: &Job<'_>, destination: &Destination) {
+    /// Makes the attempt, if one may be made now; else lets the delivery wait. Returns when it comes again, if it does.
+    async fn approach(&self, job: &Job<'_>, destination: &Destination) -> Option<SystemTime> {
         let policy = destination.policy();
         let token = job.route.token.as_deref().unwrap_or_default();
         match self.gates.pass(token, policy, job.held).await {
@@ -64,7 +68,7 @@ impl Worker {
         }
     }
 
-    async fn attempt(&self, job: &Job<'_>, destination: &Destination, pass: Pass) {
+    async fn attempt(&self, job: &Job<'_>, destination: &Destination, pass: Pass) -> Option<SystemTime> {
         let span = tracing::info_span!(
             target: traces::TARGET,
             "deliver webhook",
@@ -89,7 +93,10 @@ impl Worker {
                 let receipt = self.receipt(job, Status::Delivered, &outcome, took);
                 self.ledger.receipt(&receipt, Some(&trace)).await;
             }
-            Decision::RetryAt(due) => self.put_off(job, &outcome, due, took, &trace).await,
+            Decision::RetryAt(due) => {
+                self.put_off(job, &outcome, due, took, &trace).await;
+                return Some(due);
+            }
             Decision::Dead(reason) => {
                 let refusal = Refusal::new(reason, outcome.detail().unwrap_or_default());
                 if let (Reason::Gone, Destination::Endpoint(endpoint)) = (reason, destination) {
@@ -98,11 +105,15 @@ impl Worker {
                 self.give_up(job, &refusal, Some((&outcome, took)), Some(&trace)).await;
             }
         }
+        None
     }
 
     /// Schedules the next attempt, then tells the agent.
     async fn put_off(&self, job: &Job<'_>, outcome: &Outcome, due: SystemTime, took: Duration, trace: &trace::Context) {
-        self.schedule(job, job.attempt + 1, None, due).await;
+        // What stands in a line waits there.
+        if !job.in_line {
+            self.schedule(job, job.attempt + 1, None, due).await;
+        }
         let receipt = Receipt {
             next_attempt: Some(due),
             detail: outcome.detail(),

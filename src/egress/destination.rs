@@ -29,6 +29,8 @@ pub(super) struct Endpoint {
     pub(super) headers: HeaderMap,
     pub(super) signer: Signer,
     pub(super) policy: Policy,
+    /// One at a time, in the order of the stream.
+    pub(super) ordered: bool,
 }
 
 /// The policy for URLs that come with a message.
@@ -86,6 +88,7 @@ impl Endpoint {
             headers: endpoint.headers.iter().filter_map(header).collect(),
             signer: Signer::new(&endpoint.signatures, &endpoint.secrets)?,
             policy,
+            ordered: endpoint.ordered,
         })
     }
 }

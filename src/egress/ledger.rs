@@ -93,6 +93,18 @@ impl Ledger {
         Ok(if retrying.is_some_and(|made| made >= attempt) { Known::Scheduled } else { Known::Open })
     }
 
+    /// How far a delivery is that has not ended: attempts made, when the next one is due, and why it waits.
+    pub(super) async fn progress(
+        &self,
+        agent: &str,
+        delivery_id: &str,
+        sequence: u64,
+    ) -> Result<receipt::Progress, ReadError> {
+        let subject = receipt::subject(agent, Status::Retrying, delivery_id);
+        let stored = self.broker.last(StreamKind::Receipts, &subject).await?;
+        Ok(stored.and_then(|stored| receipt::progress(&stored, sequence)).unwrap_or_default())
+    }
+
     /// Tries until the stream confirms. While NATS is away it waits for it without counting.
     async fn persist<F>(&self, subject: &str, tries: u32, publish: impl Fn() -> F) -> Result<Stored, PublishError>
     where

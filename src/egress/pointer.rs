@@ -66,7 +66,8 @@ impl Why {
         }
     }
 
-    fn read(word: &str) -> Option<Self> {
+    /// Reads the word.
+    pub(super) fn read(word: &str) -> Option<Self> {
         [Self::Paused, Self::Breaker, Self::Busy, Self::Rate].into_iter().find(|why| why.as_str() == word)
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::pointer::Why;
 use super::reason::Failure;
 use crate::broker::{Outgoing, StoredMessage};
 use crate::clock::rfc3339;
@@ -82,15 +83,37 @@ struct Body<'a> {
 /// The header that says which outbox message a receipt is about.
 const SEQUENCE: &str = "Hookbridge-Outbox-Sequence";
 
+/// How far a delivery is, as its last receipt tells.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Progress {
+    /// Attempts made.
+    pub(super) attempt: u32,
+    next_attempt_at: Option<String>,
+    reason: Option<String>,
+}
+
+impl Progress {
+    /// When the next attempt is due.
+    pub(super) fn due(&self) -> Option<SystemTime> {
+        humantime::parse_rfc3339(self.next_attempt_at.as_deref()?).ok()
+    }
+
+    /// Why the delivery waits without a failed attempt.
+    pub(super) fn held(&self) -> Option<Why> {
+        Why::read(self.reason.as_deref()?)
+    }
+}
+
+/// What a stored receipt tells, if it is about this outbox message.
+pub(super) fn progress(receipt: &StoredMessage, sequence: u64) -> Option<Progress> {
+    let about = receipt.headers.get(SEQUENCE)?.parse::<u64>().ok()?;
+    let progress = serde_json::from_slice(&receipt.payload).ok()?;
+    (about == sequence).then_some(progress)
+}
+
 /// The attempt that a stored receipt tells of, if it is about this outbox message.
 pub(super) fn attempt_of(receipt: &StoredMessage, sequence: u64) -> Option<u32> {
-    #[derive(Deserialize)]
-    struct Attempted {
-        attempt: u32,
-    }
-    let about = receipt.headers.get(SEQUENCE)?.parse::<u64>().ok()?;
-    let attempted: Attempted = serde_json::from_slice(&receipt.payload).ok()?;
-    (about == sequence).then_some(attempted.attempt)
+    progress(receipt, sequence).map(|progress| progress.attempt)
 }
 
 impl Receipt<'_> {

@@ -22,6 +22,9 @@ const PLACE_PAUSE: Duration = Duration::from_secs(1);
 /// How long one confirmation may take when a delivery is brought forward.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long what stands in a line waits until it looks whether its destination may be tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// What stands where a delivery wants to wait.
 enum Place {
     /// Nothing any more.
@@ -53,22 +56,30 @@ impl Worker {
 
     /// Lets a delivery wait without an attempt having been made; it comes again with the same one.
     ///
-    /// What has waited until its body is about to leave OUTBOX, or until it is too old, is dead.
-    pub(super) async fn hold(&self, job: &Job<'_>, why: Why, until: SystemTime) {
+    /// What has waited until its body is about to leave OUTBOX, or until it is too old, is dead; anything else comes
+    /// again at the moment that is returned.
+    pub(super) async fn hold(&self, job: &Job<'_>, why: Why, until: SystemTime) -> Option<SystemTime> {
         let last = job.route.destination.as_ref().ok().and_then(|there| there.policy().last_moment(job.stored));
         let now = self.clock.now();
         if last.is_some_and(|last| now >= last) {
             let detail = format!("was held back ({}) for as long as it could be kept", why.as_str());
-            return self.give_up(job, &Refusal::new(Reason::Expired, detail), None, None).await;
+            self.give_up(job, &Refusal::new(Reason::Expired, detail), None, None).await;
+            return None;
         }
-        let due = last.map_or(until, |last| until.min(last));
-        self.schedule(job, job.attempt, Some(why), due).await;
+        let mut due = last.map_or(until, |last| until.min(last));
+        if job.in_line {
+            // Nobody brings forward what stands in a line: it looks again.
+            due = due.min(now + LOOK_AGAIN);
+        } else {
+            self.schedule(job, job.attempt, Some(why), due).await;
+        }
         let labels = HeldLabels { destination: job.route.metric_name.clone(), why: why.as_str() };
         self.metrics.held.get_or_create(&labels).inc();
         // What passes in a moment is nobody's concern; what may last is told once.
         if matches!(why, Why::Paused | Why::Breaker) && job.held != Some(why) {
             self.tell_held(job, why, due, now).await;
         }
+        Some(due)
     }
 
     async fn tell_held(&self, job: &Job<'_>, why: Why, due: SystemTime, now: SystemTime) {

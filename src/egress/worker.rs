@@ -1,7 +1,7 @@
 //! From a message of OUTBOX or RETRY to deliveries: understand, route, split, resolve.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::Notify;
@@ -13,6 +13,7 @@ use super::gate::Gates;
 use super::held::Held;
 use super::intake::{self, Message, Original};
 use super::ledger::{Known, Ledger};
+use super::line::Lines;
 use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
 use super::route::{self, Route};
@@ -34,6 +35,10 @@ pub(super) struct Worker {
     pub(super) ledger: Ledger,
     pub(super) held: Held,
     pub(super) gates: Gates,
+    /// The ordered endpoints whose lines are known to exist.
+    pub(super) lines: Lines,
+    /// Whether it was looked for lines that nobody needs any more.
+    pub(super) lines_looked_at: AtomicBool,
     /// What this process calls itself where others read it.
     pub(super) process: String,
     pub(super) clock: Clock,
@@ -54,6 +59,8 @@ pub(super) enum Answer {
     Ack,
     /// Something could not be looked up; it has to come again.
     Again,
+    /// It stands in a line, and comes again at this time.
+    AgainAt(SystemTime),
     /// Not a message that anybody can act on.
     Terminate,
     /// This process has it in hand already; whoever does will answer.
@@ -70,6 +77,8 @@ pub(super) struct Job<'a> {
     pub(super) stored: SystemTime,
     /// Why it waited, where that was not a failed attempt.
     pub(super) held: Option<Why>,
+    /// Whether it stands in the line of an ordered endpoint, where it also waits.
+    pub(super) in_line: bool,
 }
 
 /// What a pointer leads to.
@@ -103,6 +112,8 @@ impl Worker {
             outbox: broker.names().stream(StreamKind::Outbox),
             states: EndpointStates::default(),
             held: Held::default(),
+            lines: Lines::default(),
+            lines_looked_at: AtomicBool::new(false),
             gates: Gates::new(egress.concurrency, clock.clone()),
             process: format!("{:016x}", rand::random::<u64>()),
             disabled: Notify::new(),
@@ -119,21 +130,25 @@ impl Worker {
     /// Deals with a message of OUTBOX.
     pub(super) async fn outbox(&self, received: &Received) -> Answer {
         let in_doubt = self.in_doubt(received);
-        let original = Original {
-            subject: received.subject.clone(),
-            headers: received.headers.clone(),
-            payload: received.payload.clone(),
-            sequence: received.sequence,
-            fallback_id: id::stored_message(&self.outbox, received.sequence, received.stored),
-        };
+        let original = self.received(received);
         let message = match intake::understand(&original) {
             Ok(message) => message,
             Err(malformed) => return self.bury_malformed(&original, &malformed, in_doubt).await,
         };
-        let routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        let mut routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        if !self.leave_to_lines(&original.subject, &mut routes) {
+            return Answer::Again;
+        }
         let [route] = routes.as_slice() else { return self.split(&original, &message, &routes).await };
-        let job =
-            Job { original: &original, message: &message, route, attempt: 1, stored: received.stored, held: None };
+        let job = Job {
+            original: &original,
+            message: &message,
+            route,
+            attempt: 1,
+            stored: received.stored,
+            held: None,
+            in_line: false,
+        };
         self.work(&job, in_doubt).await
     }
 
@@ -149,7 +164,15 @@ impl Worker {
         match self.resolve(&pointer).await {
             Resolved::Delivery { original, message, route, stored } => {
                 let (attempt, route) = (pointer.attempt, &route);
-                let job = Job { original: &original, message: &message, route, attempt, stored, held: pointer.held };
+                let job = Job {
+                    original: &original,
+                    message: &message,
+                    route,
+                    attempt,
+                    stored,
+                    held: pointer.held,
+                    in_line: false,
+                };
                 self.work(&job, true).await
             }
             Resolved::Expired => self.bury_expired(&pointer).await,
@@ -258,6 +281,17 @@ impl Worker {
         let refusal = Refusal::new(Reason::Expired, "the message is no longer in OUTBOX");
         self.bury(&pointer.dead_letter(&refusal, None), "", None, None).await;
         Answer::Ack
+    }
+
+    /// A message of OUTBOX as it was received.
+    pub(super) fn received(&self, received: &Received) -> Original {
+        Original {
+            fallback_id: id::stored_message(&self.outbox, received.sequence, received.stored),
+            subject: received.subject.clone(),
+            headers: received.headers.clone(),
+            payload: received.payload.clone(),
+            sequence: received.sequence,
+        }
     }
 
     pub(super) fn original(&self, stored: StoredMessage) -> Original {

@@ -23,6 +23,7 @@ mod hostile_requests;
 mod isolation;
 mod keys_at_addresses;
 mod limits;
+mod ordered;
 mod outages;
 mod outbox;
 mod quarantine;

@@ -231,6 +231,12 @@ impl Nats {
         within("the stream's state", read).await
     }
 
+    /// Whether the stream has a durable of this name.
+    pub(crate) async fn has_consumer(&self, stream: &str, name: &str) -> bool {
+        let stream = self.jetstream().get_stream_no_info(stream).await.unwrap();
+        stream.consumer_info(name).await.is_ok()
+    }
+
     /// The subjects of all messages in a stream.
     pub(crate) async fn subjects(&self, stream: &str) -> Vec<String> {
         let stream = self.jetstream().get_stream(stream).await.unwrap();
