@@ -15,6 +15,7 @@ mod load;
 mod nats;
 mod policy;
 mod rate;
+mod signing;
 mod sources;
 mod streams;
 mod telemetry;

@@ -19,12 +19,12 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, Consumer, Outgoing, Received};
-use crate::config::{Endpoint, SignatureForm, StreamKind};
+use crate::config::{Endpoint, StreamKind};
 use crate::event::headers::Headers;
 use crate::event::{Place, Request, trace};
 use crate::secret::{KeyError, KeyRing};
 use crate::signature::profile::Naming;
-use crate::signature::{Credential, Inquiry, Scheme, Ways};
+use crate::signature::{Credential, Inquiry, SigningForm, Ways};
 
 /// The agent's name, and the source and endpoint that it serves.
 pub(crate) const NAME: &str = "demo";
@@ -89,13 +89,15 @@ type Keys = Arc<Vec<(String, Ways, KeyRing<Credential>)>>;
 
 /// A receiver that verifies every form that the endpoint is configured to be signed with.
 pub(crate) fn endpoint(endpoint: &Endpoint, say: Say) -> Result<Router, KeyError> {
-    let prepare = |scheme: Scheme| {
-        let (header, ways) = (scheme.places(), Ways::new(vec![scheme]));
+    let prepare = |(name, form): (String, Arc<SigningForm>)| {
+        let header = form.ways().find_map(|way| way.header()).map_or(name, ToString::to_string);
+        let ways = Ways::new(form.ways().cloned().collect());
         let of_secret = ways.clone();
         let keys = KeyRing::load(endpoint.secrets.clone(), move |secret| of_secret.credential(secret))?;
         Ok((header, ways, keys))
     };
-    let keys = endpoint.signatures.iter().filter_map(SignatureForm::scheme).map(prepare);
+    let forms = endpoint.signatures.iter().filter_map(|form| Some((form.to_string(), form.signing()?)));
+    let keys = forms.map(prepare);
     let keys: Keys = Arc::new(keys.collect::<Result<_, KeyError>>()?);
     Ok(Router::new().route("/", post(receive)).with_state((keys, say)))
 }
@@ -106,7 +108,7 @@ async fn receive(State((keys, say)): State<(Keys, Say)>, headers: HeaderMap, bod
     let request = Request::new(&Method::POST, "", None, &headers, &body);
     let inquiry = Inquiry { request: &request, id: Some(&naming), now: SystemTime::now(), documents: &|_| None };
     let verify = |(header, ways, keys): &(String, Ways, KeyRing<Credential>)| {
-        ways.verify(&keys.keys(), &inquiry).map(|_| header.trim_start_matches("header:").to_owned())
+        ways.verify(&keys.keys(), &inquiry).map(|_| header.clone())
     };
     match keys.iter().map(verify).collect::<Result<Vec<_>, _>>() {
         Ok(verified) => {

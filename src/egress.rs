@@ -25,6 +25,7 @@ mod release;
 mod retry;
 mod route;
 mod send;
+mod signer;
 mod sweep;
 mod tell;
 mod unreadable;

@@ -7,9 +7,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 /// The largest secret that is read from a file; a signing key is far smaller, a wrong path may be far larger.
@@ -155,16 +158,123 @@ impl fmt::Debug for SecretRef {
     }
 }
 
+/// One of several secrets: a [`SecretRef`] alone, or a table that also says until when it holds:
+/// `{ secret = "env:OLD", until = "2026-12-01T00:00:00Z" }`. Two may overlap while a secret is changed, and the
+/// overlap ends by itself.
+#[derive(Clone)]
+pub struct SecretEntry {
+    secret: SecretRef,
+    until: Option<SystemTime>,
+}
+
+impl SecretEntry {
+    /// Where the secret is.
+    pub fn reference(&self) -> &SecretRef {
+        &self.secret
+    }
+
+    /// The first moment at which it no longer holds; without one it always does.
+    pub fn until(&self) -> Option<SystemTime> {
+        self.until
+    }
+
+    /// Whether it holds at this time.
+    pub(crate) fn holds(&self, now: SystemTime) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl From<SecretRef> for SecretEntry {
+    fn from(secret: SecretRef) -> Self {
+        Self { secret, until: None }
+    }
+}
+
+impl fmt::Display for SecretEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.secret.fmt(formatter)
+    }
+}
+
+impl fmt::Debug for SecretEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SecretEntry").field("secret", &self.secret).field("until", &self.until).finish()
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretEntry {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            secret: SecretRef,
+            until: Until,
+        }
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = SecretEntry;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a secret such as `env:NAME`, or a table with `secret` and `until`")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretEntry, E> {
+                text.parse::<SecretRef>().map(SecretEntry::from).map_err(E::custom)
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, map: M) -> Result<SecretEntry, M::Error> {
+                let Table { secret, until } = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(SecretEntry { secret, until: Some(until.0) })
+            }
+        }
+        value.deserialize_any(Visitor)
+    }
+}
+
+/// A moment, written as a text. TOML has times of its own, and who writes one is told to put it in quotes.
+struct Until(SystemTime);
+
+impl<'de> Deserialize<'de> for Until {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        const WRONG: &str = "is not an RFC 3339 time in quotes, such as \"2026-12-01T00:00:00Z\"";
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Until;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an RFC 3339 time in quotes")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Until, E> {
+                let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| E::custom(WRONG))?;
+                Ok(Until(time.into()))
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, _: M) -> Result<Until, M::Error> {
+                Err(de::Error::custom(WRONG))
+            }
+        }
+        value.deserialize_any(Visitor)
+    }
+}
+
 /// What a user of secrets makes of them, one value per secret: prepared keys, a bearer token.
 type Prepare<K> = dyn Fn(&Secret) -> Result<K, String> + Send + Sync;
 
 /// The secrets of one source or endpoint, prepared for use and replaceable while in use.
 pub(crate) struct KeyRing<K> {
-    references: Vec<SecretRef>,
+    entries: Vec<SecretEntry>,
     /// Whether a file may be missing: somebody else brings it.
     absent: bool,
     prepare: Box<Prepare<K>>,
-    keys: ArcSwap<Vec<K>>,
+    keys: ArcSwap<Keys<K>>,
+}
+
+/// The keys of a ring, and until when each of them holds.
+struct Keys<K> {
+    all: Arc<Vec<K>>,
+    /// One for each key; empty where all hold for ever.
+    until: Vec<Option<SystemTime>>,
 }
 
 /// A secret that cannot be read, or that does not have the form its scheme needs.
@@ -184,30 +294,44 @@ pub enum KeyError {
 }
 
 impl<K: 'static> KeyRing<K> {
-    /// Reads and prepares all secrets; one that fails makes the whole ring fail.
+    /// Reads and prepares all secrets, also those that have ended; one that fails makes the whole ring fail.
     pub(crate) fn load(
-        references: Vec<SecretRef>,
+        secrets: impl IntoIterator<Item = impl Into<SecretEntry>>,
         prepare: impl Fn(&Secret) -> Result<K, String> + Send + Sync + 'static,
     ) -> Result<Self, KeyError> {
-        Self::read(references, false, Box::new(prepare))
+        Self::read(secrets.into_iter().map(Into::into).collect(), false, Box::new(prepare))
     }
 
     /// Reads and prepares all secrets but the files that are not there yet.
     pub(crate) fn load_present(
-        references: Vec<SecretRef>,
+        secrets: impl IntoIterator<Item = impl Into<SecretEntry>>,
         prepare: impl Fn(&Secret) -> Result<K, String> + Send + Sync + 'static,
     ) -> Result<Self, KeyError> {
-        Self::read(references, true, Box::new(prepare))
+        Self::read(secrets.into_iter().map(Into::into).collect(), true, Box::new(prepare))
     }
 
-    fn read(references: Vec<SecretRef>, absent: bool, prepare: Box<Prepare<K>>) -> Result<Self, KeyError> {
-        let keys = ArcSwap::from_pointee(read_all(&references, absent, &prepare)?);
-        Ok(Self { references, absent, prepare, keys })
+    fn read(entries: Vec<SecretEntry>, absent: bool, prepare: Box<Prepare<K>>) -> Result<Self, KeyError> {
+        let keys = ArcSwap::from_pointee(read_all(&entries, absent, &prepare)?);
+        Ok(Self { entries, absent, prepare, keys })
     }
 
-    /// The keys as they are now.
-    pub(crate) fn keys(&self) -> arc_swap::Guard<Arc<Vec<K>>> {
-        self.keys.load()
+    /// The keys as they are now, also those that have ended.
+    pub(crate) fn keys(&self) -> Arc<Vec<K>> {
+        self.keys.load().all.clone()
+    }
+
+    /// The keys that hold at this time. They are copied only once one of them has ended.
+    pub(crate) fn at(&self, now: SystemTime) -> Arc<Vec<K>>
+    where
+        K: Clone,
+    {
+        let keys = self.keys.load();
+        let holds = |until: &Option<SystemTime>| until.is_none_or(|until| now < until);
+        if keys.until.iter().all(holds) {
+            return keys.all.clone();
+        }
+        let those = keys.all.iter().zip(&keys.until).filter(|(_, until)| holds(until));
+        Arc::new(those.map(|(key, _)| key.clone()).collect())
     }
 }
 
@@ -219,17 +343,21 @@ pub(crate) trait Reload: Send + Sync {
 
 impl<K: Send + Sync + 'static> Reload for KeyRing<K> {
     fn reload(&self) -> Result<usize, KeyError> {
-        self.keys.store(Arc::new(read_all(&self.references, self.absent, &self.prepare)?));
-        Ok(self.references.len())
+        self.keys.store(Arc::new(read_all(&self.entries, self.absent, &self.prepare)?));
+        Ok(self.entries.len())
     }
 }
 
-fn read_all<K: 'static>(references: &[SecretRef], absent: bool, prepare: &Prepare<K>) -> Result<Vec<K>, KeyError> {
-    let read = |reference: &SecretRef| {
-        let unusable = |reason| KeyError::Unusable { place: reference.to_string(), reason };
-        prepare(&reference.resolve()?).map_err(unusable)
+fn read_all<K: 'static>(entries: &[SecretEntry], absent: bool, prepare: &Prepare<K>) -> Result<Keys<K>, KeyError> {
+    let there = || entries.iter().filter(|entry| !(absent && entry.secret.is_absent_file()));
+    let read = |entry: &SecretEntry| {
+        let unusable = |reason| KeyError::Unusable { place: entry.to_string(), reason };
+        prepare(&entry.secret.resolve()?).map_err(unusable)
     };
-    references.iter().filter(|reference| !(absent && reference.is_absent_file())).map(read).collect()
+    let all = there().map(read).collect::<Result<_, _>>()?;
+    let ends = there().any(|entry| entry.until.is_some());
+    let until = if ends { there().map(|entry| entry.until).collect() } else { Vec::new() };
+    Ok(Keys { all: Arc::new(all), until })
 }
 
 #[cfg(test)]
@@ -267,9 +395,42 @@ mod tests {
 
         std::fs::write(file.path(), "").unwrap();
         assert!(ring.reload().is_err());
-        assert_eq!(**ring.keys(), [b"first".to_vec()]);
+        assert_eq!(*ring.keys(), [b"first".to_vec()]);
         std::fs::write(file.path(), "second").unwrap();
         ring.reload().unwrap();
-        assert_eq!(**ring.keys(), [b"second".to_vec()]);
+        assert_eq!(*ring.keys(), [b"second".to_vec()]);
+    }
+
+    fn entry(table: &str) -> Result<SecretEntry, String> {
+        serde_json::from_str(table).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_secret_ends_at_its_moment_and_not_before_and_the_others_stay() {
+        let end = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_796_083_200);
+        let entries = [
+            entry(r#"{"secret":"plain:old","until":"2026-12-01T02:00:00+02:00"}"#).unwrap(),
+            entry(r#""plain:new""#).unwrap(),
+        ];
+        let ring = KeyRing::load(entries, |secret| Ok(secret.expose().to_vec())).unwrap();
+
+        assert_eq!(*ring.at(end - std::time::Duration::from_millis(1)), [b"old".to_vec(), b"new".to_vec()]);
+        assert_eq!(*ring.at(end), [b"new".to_vec()]);
+        assert_eq!(ring.keys().len(), 2);
+        ring.reload().unwrap();
+        assert_eq!(*ring.at(end), [b"new".to_vec()]);
+    }
+
+    #[test]
+    fn an_end_that_is_no_time_is_refused_without_the_secret() {
+        for bad in [
+            r#"{"secret":"plain:hunter2","until":"tomorrow"}"#,
+            r#"{"secret":"plain:hunter2"}"#,
+            r#"{"secret":"hunter2","until":"2026-12-01T00:00:00Z"}"#,
+            r#"{"secret":"plain:hunter2","until":"2026-12-01T00:00:00Z","til":1}"#,
+        ] {
+            let reason = entry(bad).unwrap_err();
+            assert!(!reason.contains("hunter2"), "{reason}");
+        }
     }
 }

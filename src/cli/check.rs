@@ -1,14 +1,15 @@
 //! `hookbridge check`: what the configuration means, and everything that is wrong with it.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::{Common, Usage, complain, presets, say};
 use crate::broker::{Broker, Names, Plan, Server, Visitor};
-use crate::config::{self, AgentPattern, Config, HEADER_ROOM, StreamKind};
+use crate::config::{self, AgentPattern, Config, HEADER_ROOM, SignatureForm, StreamKind};
+use crate::secret::SecretEntry;
 use crate::signature::preset::{self, Certainty};
 use crate::signature::{Profile, Scheme, Verify};
 
@@ -117,6 +118,7 @@ fn sources(config: &Config) {
         let methods = list(&profile.event_methods()).replace(", ", "|");
         say(&format!("  {methods} {base}/hooks/{name}{token} -> {}", names.subject(&format!("events.{name}.<type>"))));
         say(&format!("    {proof}, {secrets}, delivery id {id}"));
+        ends(&source.secrets);
         naming(source, &profile).iter().for_each(|line| say(&format!("    {line}")));
         if let Some(limits) = source_limits(config, source) {
             say(&format!("    {limits}"));
@@ -182,12 +184,33 @@ fn destinations(config: &Config) {
         let subjects =
             if endpoint.subjects.is_empty() { "when named".to_owned() } else { endpoint.subjects.join(", ") };
         say(&format!("    {subjects}; agents {}; {signed}", agent_list(&endpoint.agents)));
+        signed_as(&endpoint.signatures);
+        ends(&endpoint.secrets);
     }
     let callbacks = if config.callbacks.allow.is_empty() { "none allowed".to_owned() } else { allowed(config) };
     say(&format!("callbacks {callbacks}"));
+    if !config.callbacks.allow.is_empty() {
+        signed_as(&config.callbacks.signatures);
+        ends(&config.callbacks.secrets);
+    }
     let waits: Vec<String> =
         config.egress.retry.waits().iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
     say(&format!("retries   {} attempts, after {}", waits.len() + 1, waits.join(", ")));
+}
+
+fn signed_as(forms: &[SignatureForm]) {
+    if !forms.is_empty() {
+        say(&format!("    signed as {}", list(forms)));
+    }
+}
+
+/// Which secrets hold until when.
+fn ends(secrets: &[SecretEntry]) {
+    let ends = secrets.iter().filter_map(|secret| Some((secret, secret.until()?)));
+    for (secret, until) in ends {
+        let word = if secret.holds(SystemTime::now()) { "holds until" } else { "has ended, at" };
+        say(&format!("    secret {secret} {word} {}", humantime::format_rfc3339_seconds(until)));
+    }
 }
 
 fn allowed(config: &Config) -> String {

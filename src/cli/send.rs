@@ -19,7 +19,7 @@ use crate::config::{Config, Source};
 use crate::event::Name;
 use crate::event::place::Scope;
 use crate::event::request::Request as Incoming;
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretEntry};
 use crate::signature::{Credential, Handshake, Profile, Sample, Unsignable, Verify, Wish};
 
 /// The most bytes of an answer that are printed.
@@ -154,7 +154,8 @@ impl<'a> Target<'a> {
     fn new(config: &Config, name: &'a Name, source: &Source) -> anyhow::Result<Self> {
         let profile = source.profile();
         let captured = profile.handshakes().iter().any(Handshake::captures);
-        let there = source.secrets.iter().filter(|secret| !(captured && secret.is_absent_file()));
+        let held = source.secrets.iter().filter(|secret| secret.holds(SystemTime::now()));
+        let there = held.map(SecretEntry::reference).filter(|secret| !(captured && secret.is_absent_file()));
         let secrets = there.map(|secret| Ok((secret.to_string(), secret.resolve()?)));
         let path_token = source.path_token.as_ref().map(|token| token.resolve()).transpose()?;
         let mut endpoint = source.endpoint(name, config.gateway.public_url.as_ref()).unwrap_or_default();

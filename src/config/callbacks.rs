@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::endpoints::{AgentPattern, SignatureForm, any_agent, default_signatures};
 use crate::event::UrlPrefix;
-use crate::secret::SecretRef;
+use crate::secret::SecretEntry;
 
 /// Destinations whose URL comes with a message or a task instead of from the configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -15,8 +15,8 @@ pub struct Callbacks {
     pub allow: Vec<UrlPrefix>,
     /// The agents that may use callbacks; `"*"` is every agent.
     pub agents: Vec<AgentPattern>,
-    /// The secrets that sign; all of them do.
-    pub secrets: Vec<SecretRef>,
+    /// The secrets that sign; all of them do, each until its end if it has one.
+    pub secrets: Vec<SecretEntry>,
     /// How callbacks are signed.
     pub signatures: Vec<SignatureForm>,
 }

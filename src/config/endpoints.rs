@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
@@ -10,8 +11,9 @@ use url::Url;
 use super::policy::{Breaker, Retry, own_breaker};
 use super::rate::{Rate, own_rate};
 use crate::event::{Name, Place};
-use crate::secret::SecretRef;
-use crate::signature::{KeyForm, Scheme, preset};
+use crate::secret::SecretEntry;
+use crate::signature::profile::{Naming, Profile, Verify};
+use crate::signature::{KeyForm, Scheme, SigningForm, Ways, preset};
 
 /// A named HTTP destination.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,10 +21,12 @@ use crate::signature::{KeyForm, Scheme, preset};
 pub struct Endpoint {
     /// Where deliveries go.
     pub url: Url,
-    /// The secrets that sign. All of them do, which is what makes rotation possible.
+    /// The secrets that sign. All of them do, which is what makes rotation possible: `"env:NEW"`, and
+    /// `{ secret = "env:OLD", until = "2026-12-01T00:00:00Z" }` for one that signs no longer from then on.
     #[serde(default)]
-    pub secrets: Vec<SecretRef>,
-    /// How deliveries are signed. Write `[]` for an endpoint that wants none.
+    pub secrets: Vec<SecretEntry>,
+    /// How deliveries are signed: `"standard-webhooks"`, `"x-signature"`, `"preset:NAME"` as that provider does, or
+    /// a table as under `[sources.X.verify]`. Write `[]` for an endpoint that wants none.
     #[serde(default = "default_signatures")]
     pub signatures: Vec<SignatureForm>,
     /// The outbox subjects that go here without being asked to: fan-out.
@@ -83,6 +87,8 @@ pub enum SignatureForm {
     StandardWebhooks,
     /// `"x-signature"`: `X-Signature: sha256=<hex HMAC-SHA256 of the body>`.
     XSignature,
+    /// `"preset:NAME"`: as the provider of this name signs.
+    Preset(String),
     /// A table in the language of `[sources.X.verify]`: any header name and form.
     Custom(Box<Scheme>),
 }
@@ -106,18 +112,50 @@ impl TryFrom<String> for AgentPattern {
 }
 
 impl SignatureForm {
-    /// The scheme that this form stands for. A `whsec_` secret signs as its base64 value in either form.
-    pub fn scheme(&self) -> Option<Scheme> {
-        let first = |name| preset::find(name).and_then(|preset| preset.profile.schemes().next().cloned());
+    /// How this form signs; `None` for a preset that there is not. In the first two forms a `whsec_` secret signs
+    /// as its base64 value.
+    pub fn signing(&self) -> Option<Arc<SigningForm>> {
         match self {
-            Self::StandardWebhooks => first("standard-webhooks"),
-            Self::XSignature => first("github").map(|github| Scheme {
-                signature: vec![Place::Header(http::HeaderName::from_static("x-signature"))],
-                separator: Some(", ".to_owned()),
-                key: KeyForm::Whsec,
-                ..github
-            }),
-            Self::Custom(scheme) => Some((**scheme).clone()),
+            Self::StandardWebhooks => STANDARD_WEBHOOKS.clone(),
+            Self::XSignature => X_SIGNATURE.clone(),
+            Self::Preset(name) => of_preset(name),
+            Self::Custom(scheme) => Some(alone((**scheme).clone())),
+        }
+    }
+}
+
+/// The two forms that most destinations have, made once: there may be thousands of those.
+static STANDARD_WEBHOOKS: LazyLock<Option<Arc<SigningForm>>> = LazyLock::new(|| of_preset("standard-webhooks"));
+static X_SIGNATURE: LazyLock<Option<Arc<SigningForm>>> = LazyLock::new(|| {
+    let github = preset::find("github")?.profile.schemes().next().cloned()?;
+    Some(alone(Scheme {
+        signature: vec![Place::Header(http::HeaderName::from_static("x-signature"))],
+        separator: Some(", ".to_owned()),
+        key: KeyForm::Whsec,
+        ..github
+    }))
+});
+
+fn of_preset(name: &str) -> Option<Arc<SigningForm>> {
+    preset::find(name).map(|preset| Arc::new(SigningForm::new(&preset.profile)))
+}
+
+/// A scheme by itself, whose `{id}` is the message id.
+fn alone(scheme: Scheme) -> Arc<SigningForm> {
+    Arc::new(SigningForm::new(&Profile {
+        id: Some(Naming::from_iter("header:webhook-id".parse::<Place>())),
+        verify: Some(Verify::Ways(Ways::new(vec![scheme]))),
+        ..Profile::default()
+    }))
+}
+
+impl fmt::Display for SignatureForm {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StandardWebhooks => formatter.write_str("standard-webhooks"),
+            Self::XSignature => formatter.write_str("x-signature"),
+            Self::Preset(name) => write!(formatter, "preset:{name}"),
+            Self::Custom(scheme) => formatter.write_str(&scheme.places()),
         }
     }
 }
@@ -129,13 +167,14 @@ impl<'de> Deserialize<'de> for SignatureForm {
             type Value = SignatureForm;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("`\"standard-webhooks\"`, `\"x-signature\"` or a table that describes a signature")
+                formatter.write_str("`\"standard-webhooks\"`, `\"x-signature\"`, `\"preset:NAME\"` or a table that describes a signature")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SignatureForm, E> {
                 match text {
                     "standard-webhooks" => Ok(SignatureForm::StandardWebhooks),
                     "x-signature" => Ok(SignatureForm::XSignature),
+                    _ if text.starts_with("preset:") => Ok(SignatureForm::Preset(text["preset:".len()..].to_owned())),
                     _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
                 }
             }

@@ -10,7 +10,7 @@ use url::Url;
 
 use super::rate::{Rate, rate_or_none};
 use crate::event::Name;
-use crate::secret::SecretRef;
+use crate::secret::{SecretEntry, SecretRef};
 use crate::signature::profile::{Answer, Batch, Naming, Profile, Verify};
 use crate::signature::{Handshake, Preset, preset};
 
@@ -27,9 +27,10 @@ pub struct Source {
     #[serde(default)]
     pub verify: Option<Verify>,
     /// The secrets shared with the sender, or its public keys. Any of them may match, which is what makes
-    /// rotation possible.
+    /// rotation possible; `{ secret = "env:OLD", until = "2026-12-01T00:00:00Z" }` stands for one that counts no
+    /// longer from then on.
     #[serde(default)]
-    pub secrets: Vec<SecretRef>,
+    pub secrets: Vec<SecretEntry>,
     /// A token that some providers repeat when they ask whether somebody is there.
     #[serde(default)]
     pub verify_token: Option<SecretRef>,

@@ -2,16 +2,15 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{Breaker, Config, Egress, Endpoint, SignatureForm, Source, StreamKind};
+use super::{Breaker, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
 use crate::event::{Name, Place, UrlPrefix, subject};
-use crate::secret::{KeyRing, SecretRef};
-use crate::signature::profile::Naming;
+use crate::secret::{KeyRing, SecretEntry, SecretRef};
 use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
 
 /// Room for the headers of a message beside its body, under the server's `max_payload`.
@@ -27,6 +26,14 @@ const OWN_HEADERS: [&str; 8] = [
     "webhook-timestamp",
     "webhook-signature",
     "user-agent",
+];
+
+/// Headers that every delivery carries, so that a signature can cover them.
+const CARRIED: [HeaderName; 4] = [
+    http::header::CONTENT_TYPE,
+    http::header::USER_AGENT,
+    HeaderName::from_static("webhook-id"),
+    HeaderName::from_static("webhook-timestamp"),
 ];
 
 /// Collects mistakes under a key.
@@ -258,8 +265,11 @@ fn unproved(table: &str, source: &Source, profile: &Profile, findings: &mut Find
     match source.secrets.first() {
         Some(_) if !wanted => findings.add(format!("{table}.secrets"), "verify = \"none\" uses no secret"),
         None if wanted => findings.add(format!("{table}.secrets"), "has none, and a handshake answers with a code"),
-        _ => source.secrets.iter().for_each(|secret| check_secret(&format!("{table}.secrets"), secret, findings)),
+        _ => source.secrets.iter().for_each(|secret| {
+            check_secret(&format!("{table}.secrets"), secret.reference(), findings);
+        }),
     }
+    all_ended(&format!("{table}.secrets"), &source.secrets, findings);
 }
 
 fn ways(table: &str, source: &Source, ways: &Ways, allow_http: bool, findings: &mut Findings) {
@@ -282,7 +292,8 @@ fn ways(table: &str, source: &Source, ways: &Ways, allow_http: bool, findings: &
         };
         findings.add(format!("{table}.secrets"), reason);
     }
-    for secret in &source.secrets {
+    all_ended(&format!("{table}.secrets"), &source.secrets, findings);
+    for secret in source.secrets.iter().map(SecretEntry::reference) {
         // A provider that chooses the secret will bring it.
         if captured && secret.is_absent_file() {
             let folder = secret.file().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
@@ -321,7 +332,9 @@ fn endpoint(table: &str, endpoint: &Endpoint, allow_http: bool, findings: &mut F
     if !endpoint.url.username().is_empty() || endpoint.url.password().is_some() {
         findings.add(format!("{table}.url"), "carries a user name; say it in `headers`, where it is not printed");
     }
-    signatures(table, &endpoint.signatures, &endpoint.secrets, findings);
+    let own = endpoint.headers.keys().filter_map(|name| name.parse().ok());
+    let carried: Vec<HeaderName> = CARRIED.into_iter().chain(own).collect();
+    signatures(table, &endpoint.signatures, &endpoint.secrets, &carried, findings);
     for pattern in
         endpoint.subjects.iter().filter(|pattern| !subject::is_pattern(pattern) || !pattern.starts_with("outbox."))
     {
@@ -343,32 +356,27 @@ fn endpoint(table: &str, endpoint: &Endpoint, allow_http: bool, findings: &mut F
 fn callbacks(config: &Config, findings: &mut Findings) {
     let callbacks = &config.callbacks;
     if !callbacks.allow.is_empty() {
-        signatures("callbacks", &callbacks.signatures, &callbacks.secrets, findings);
+        signatures("callbacks", &callbacks.signatures, &callbacks.secrets, &CARRIED, findings);
     }
 }
 
-fn signatures(table: &str, forms: &[SignatureForm], secrets: &[SecretRef], findings: &mut Findings) {
-    if forms.is_empty() != secrets.is_empty() {
-        findings.add(
-            format!("{table}.secrets"),
-            "`signatures` and `secrets` need each other; write signatures = [] for a destination that wants none",
-        );
-    }
-    for form in forms {
-        let Some(scheme) = form.scheme() else { continue };
-        if let SignatureForm::Custom(scheme) = form {
-            let webhook_id = Naming::from_iter("header:webhook-id".parse::<Place>());
-            if let Err(error) = scheme.validate(Some(&webhook_id)).and_then(|()| scheme.validate_signing()) {
-                findings.add(format!("{table}.signatures.{}", error.key), error.reason);
-            }
-        }
-        if scheme.separator.is_none() && secrets.len() > 1 {
-            findings.add(
-                format!("{table}.signatures"),
-                "a signature without `separator` carries one secret; there are several",
-            );
-        }
-        check_keys(&format!("{table}.secrets"), secrets, &scheme, findings);
+/// How a destination is signed.
+fn signatures(
+    table: &str,
+    forms: &[SignatureForm],
+    secrets: &[SecretEntry],
+    carried: &[HeaderName],
+    findings: &mut Findings,
+) {
+    let mistakes = signing::mistakes(forms, secrets, carried, SystemTime::now());
+    mistakes.into_iter().for_each(|(key, reason)| findings.add(format!("{table}.{key}"), reason));
+    all_ended(&format!("{table}.secrets"), secrets, findings);
+}
+
+/// Without a secret that holds nothing can be signed or verified, and nobody would see it before the first request.
+fn all_ended(key: &str, secrets: &[SecretEntry], findings: &mut Findings) {
+    if !secrets.is_empty() && !secrets.iter().any(|entry| entry.holds(SystemTime::now())) {
+        findings.add(key, "every one of them has ended: add one that holds");
     }
 }
 
@@ -448,15 +456,6 @@ fn check_secret(key: &str, secret: &SecretRef, findings: &mut Findings) {
     }
 }
 
-fn check_keys(key: &str, secrets: &[SecretRef], scheme: &Scheme, findings: &mut Findings) {
-    for secret in secrets {
-        let scheme = scheme.clone();
-        if let Err(error) = KeyRing::load(vec![secret.clone()], move |secret| scheme.key(secret)) {
-            findings.add(key, error.to_string());
-        }
-    }
-}
-
 /// What works and is still worth a word.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -488,6 +487,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
             "sources.{name}: `quarantine` keeps what is rejected, and with verify = \"none\" nothing is"
         ));
     }
+    for (key, entry) in secrets(config) {
+        if let Some(until) = entry.until().filter(|_| !entry.holds(SystemTime::now())) {
+            let until = humantime::format_rfc3339_seconds(until);
+            warnings.push(format!("{key}: `{entry}` has ended ({until}) and counts no longer: take it out"));
+        }
+    }
     let nats = &config.nats;
     let authenticated =
         nats.credentials.is_some() || nats.nkey.is_some() || nats.user.is_some() || nats.token.is_some();
@@ -507,6 +512,15 @@ pub fn warnings(config: &Config) -> Vec<String> {
         warnings.push("callbacks.allow: \"*\" lets an agent send to any public address".to_owned());
     }
     warnings
+}
+
+/// Every secret that can have an end, and the key that it is under.
+fn secrets(config: &Config) -> impl Iterator<Item = (String, &SecretEntry)> {
+    let sources = config.sources.iter().map(|(name, source)| (format!("sources.{name}.secrets"), &source.secrets));
+    let endpoints = config.endpoints.iter().map(|(name, to)| (format!("endpoints.{name}.secrets"), &to.secrets));
+    let callbacks = [("callbacks.secrets".to_owned(), &config.callbacks.secrets)];
+    let all = sources.chain(endpoints).chain(callbacks);
+    all.flat_map(|(key, secrets)| secrets.iter().map(move |secret| (key.clone(), secret)))
 }
 
 fn is_loopback(url: &str) -> bool {

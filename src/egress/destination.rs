@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName};
 use url::Url;
 
 use super::retry::Policy;
-use crate::config::{self, AgentPattern, Config, SignatureForm, StreamKind};
+use super::signer::Signer;
+use crate::config::{self, AgentPattern, Config, StreamKind};
 use crate::event::{Name, UrlPrefix, id};
-use crate::outbound::{public_url, request_target};
-use crate::secret::{KeyError, KeyRing, Reload, SecretRef};
-use crate::signature::{Key, Scheme};
+use crate::outbound::public_url;
+use crate::secret::{KeyError, Reload};
 
 /// All destinations of a configuration.
 pub(crate) struct Destinations {
@@ -48,9 +47,6 @@ pub(super) enum Destination {
     Callback { url: Box<Url>, policy: Arc<Callbacks> },
 }
 
-/// Signs requests with every secret in every form that a destination wants.
-pub(super) struct Signer(Vec<(Scheme, Arc<KeyRing<Key>>)>);
-
 impl Destinations {
     /// Prepares every destination; the error names the one whose secrets cannot be used.
     pub(crate) fn new(config: &Config) -> Result<Self, (String, KeyError)> {
@@ -72,7 +68,7 @@ impl Destinations {
     /// The key rings that SIGHUP reads again.
     pub(crate) fn secrets(&self) -> Vec<Arc<dyn Reload>> {
         let signers = self.endpoints.values().map(|endpoint| &endpoint.signer).chain([&self.callbacks.signer]);
-        signers.flat_map(|signer| signer.0.iter()).map(|(_, keys)| keys.clone() as Arc<dyn Reload>).collect()
+        signers.flat_map(Signer::secrets).collect()
     }
 }
 
@@ -145,27 +141,5 @@ impl Destination {
             Self::Endpoint(endpoint) => endpoint.name.as_str(),
             Self::Callback { .. } => "callback",
         }
-    }
-
-    /// The request target, without fragment and userinfo.
-    pub(super) fn uri(&self) -> Option<Uri> {
-        request_target(self.url())
-    }
-}
-
-impl Signer {
-    fn new(forms: &[SignatureForm], secrets: &[SecretRef]) -> Result<Self, KeyError> {
-        let prepare = |scheme: Scheme| {
-            let of_secret = scheme.clone();
-            let keys = KeyRing::load(secrets.to_vec(), move |secret| of_secret.key(secret))?;
-            Ok((scheme, Arc::new(keys)))
-        };
-        forms.iter().filter_map(SignatureForm::scheme).map(prepare).collect::<Result<_, KeyError>>().map(Self)
-    }
-
-    /// The signature headers of one attempt, which is made now.
-    pub(super) fn sign(&self, id: &str, now: SystemTime, body: &[u8]) -> Vec<(HeaderName, HeaderValue)> {
-        let signed = self.0.iter().flat_map(|(scheme, keys)| scheme.sign(&keys.keys(), id, now, body));
-        signed.filter_map(|(name, value)| Some((name, HeaderValue::try_from(value).ok()?))).collect()
     }
 }

@@ -83,6 +83,8 @@ pub(crate) enum Failure {
     Protocol,
     /// The address is not allowed.
     Forbidden,
+    /// Nothing was sent: no secret was left to sign with, or the message cannot be signed as configured.
+    Unsigned,
 }
 
 impl Failure {
@@ -96,6 +98,7 @@ impl Failure {
             Self::Tls => "tls",
             Self::Protocol => "protocol",
             Self::Forbidden => "forbidden",
+            Self::Unsigned => "unsigned",
         }
     }
 }

@@ -49,7 +49,10 @@ impl Outcome {
     /// What it says of the destination: any answer below 500 shows that somebody is there.
     pub(super) fn health(&self) -> Health {
         match self {
-            Self::Busy { status: 429, .. } | Self::Refused { status: 429 } | Self::Forbidden { .. } => Health::Unknown,
+            Self::Busy { status: 429, .. }
+            | Self::Refused { status: 429 }
+            | Self::Forbidden { .. }
+            | Self::Failed { failure: Failure::Unsigned, .. } => Health::Unknown,
             Self::Busy { .. } | Self::Refused { status: 500.. } | Self::Failed { .. } => Health::Ill,
             Self::Accepted { .. } | Self::Gone | Self::Refused { .. } => Health::Well,
         }

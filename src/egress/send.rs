@@ -2,6 +2,7 @@
 //!
 //! All deliveries share one client, so that connections are reused; it is the one behind the address guard.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -15,9 +16,11 @@ use super::destination::Destination;
 use super::intake::Message;
 use super::reason::Failure;
 use super::retry::{Outcome, parse_retry_after};
+use super::signer::NotSigned;
 use crate::clock::{Clock, unix_seconds};
 use crate::event::trace;
-use crate::outbound::{AGENT, Cause, Client, Guard};
+use crate::outbound::{AGENT, Cause, Client, Guard, request_target};
+use crate::signature::Outgoing;
 
 /// The most bytes of an answer's body that are read; enough to drain a usual one and keep its connection.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -56,9 +59,16 @@ impl Sender {
         if let Err(blocked) = self.guard.check_url(destination.url()) {
             return Outcome::Forbidden { detail: blocked.to_string() };
         }
-        let Some(request) = request(destination, message, trace, self.clock.now()) else {
-            let detail = "the URL cannot be written as a request target".to_owned();
-            return Outcome::Forbidden { detail };
+        let request = match request(destination, message, trace, self.clock.now()) {
+            Ok(Some(request)) => request,
+            Ok(None) => {
+                let detail = "the URL cannot be written as a request target".to_owned();
+                return Outcome::Forbidden { detail };
+            }
+            // A failed attempt and not a dead letter: there is time to give the destination another secret.
+            Err(unsigned) => {
+                return Outcome::Failed { failure: Failure::Unsigned, detail: unsigned.to_string() };
+            }
         };
         let timeout = destination.policy().timeout;
         let deadline = Instant::now() + timeout;
@@ -85,24 +95,37 @@ fn request(
     message: &Message,
     trace: &trace::Context,
     now: SystemTime,
-) -> Option<Request<Full<Bytes>>> {
-    let timestamp = unix_seconds(now);
+) -> Result<Option<Request<Full<Bytes>>>, NotSigned> {
+    let Some(mut headers) = headers(destination, message, now) else { return Ok(None) };
+    insert_trace(&mut headers, trace);
+    let mut outgoing = Outgoing {
+        id: &message.id,
+        event_type: None,
+        now,
+        body: &message.body,
+        url: Cow::Borrowed(destination.url()),
+        headers: &mut headers,
+    };
+    destination.signer().sign(&mut outgoing)?;
+    let Some(uri) = request_target(&outgoing.url) else { return Ok(None) };
     let mut request = Request::new(Full::new(message.body.clone()));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = destination.uri()?;
-    let headers = request.headers_mut();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    Ok(Some(request))
+}
+
+/// The headers of one attempt, before it is signed. `None` when they cannot be written.
+fn headers(destination: &Destination, message: &Message, now: SystemTime) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
     if let Some(own) = destination.headers() {
         headers.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
     headers.insert(USER_AGENT, AGENT);
     headers.insert(CONTENT_TYPE, message.content_type.clone());
     headers.insert(WEBHOOK_ID, HeaderValue::from_str(&message.id).ok()?);
-    headers.insert(WEBHOOK_TIMESTAMP, timestamp.into());
-    for (name, value) in destination.signer().sign(&message.id, now, &message.body) {
-        headers.insert(name, value);
-    }
-    insert_trace(headers, trace);
-    Some(request)
+    headers.insert(WEBHOOK_TIMESTAMP, unix_seconds(now).into());
+    Some(headers)
 }
 
 fn insert_trace(headers: &mut HeaderMap, trace: &trace::Context) {

@@ -33,7 +33,7 @@ use crate::clock::rfc3339;
 use crate::config::{self, HEADER_ROOM};
 use crate::event::place::Scope;
 use crate::event::{Headers, Name, Place, Request};
-use crate::secret::{KeyError, KeyRing, Secret};
+use crate::secret::{KeyError, KeyRing, Secret, SecretEntry};
 use crate::signature::{Profile, Rejection};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::RequestLabels;
@@ -167,13 +167,14 @@ impl Ward {
         profile: &Profile,
         metrics: &Metrics,
     ) -> Result<Self, KeyError> {
-        let references = source.secrets.iter().chain(&source.path_token).chain(&source.verify_token).cloned();
+        let tokens = source.path_token.iter().chain(&source.verify_token).cloned().map(SecretEntry::from);
+        let secrets: Vec<SecretEntry> = source.secrets.iter().cloned().chain(tokens).collect();
         let counted =
             |outcome| metrics.quarantined.get_or_create_owned(&RequestLabels { source: name.to_string(), outcome });
         Ok(Self {
             source: name.clone(),
             // A provider that chooses its secret may not have sent it yet.
-            secrets: Arc::new(KeyRing::load_present(references.collect(), |secret| Ok(secret.clone()))?),
+            secrets: Arc::new(KeyRing::load_present(secrets, |secret| Ok(secret.clone()))?),
             secret_places: [
                 profile.secret_places().cloned().collect(),
                 profile.handshake_secret_places().cloned().collect(),

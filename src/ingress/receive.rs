@@ -230,7 +230,7 @@ impl Receiver {
         let (now, endpoint) = (self.clock.now(), source.endpoint(arrival.token));
         let request = event::Request::new(&head.method, &endpoint, head.uri.query(), &head.headers, body);
         if let Some(rule) = source.handshake(&request, false) {
-            let reply = source.shake(rule, &request, None).map_err(ReceiveError::Handshake)?;
+            let reply = source.shake(rule, &request, None, now).map_err(ReceiveError::Handshake)?;
             self.charge(arrival.sender);
             let shaken = shake::act(source, &rule.name, reply, &self.keys.fetcher, now);
             return self.in_time(arrival.begun, shaken).await.map(Received::Handshake);
@@ -245,7 +245,7 @@ impl Receiver {
         let genuine = self.in_time(arrival.begun, self.prove(source, &request, now)).await?;
         let _place = source.limits.take()?;
         if let Some(rule) = source.handshake(&request, true) {
-            let reply = source.shake(rule, &request, genuine.as_ref()).map_err(ReceiveError::Handshake)?;
+            let reply = source.shake(rule, &request, genuine.as_ref(), now).map_err(ReceiveError::Handshake)?;
             let shaken = shake::act(source, &rule.name, reply, &self.keys.fetcher, now);
             return self.in_time(arrival.begun, shaken).await.map(Received::Handshake);
         }

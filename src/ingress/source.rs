@@ -142,7 +142,12 @@ impl Source {
             secrets,
             path_token: token(&source.path_token)?,
             verify_token: token(&source.verify_token)?,
-            captured: source.secrets.iter().find_map(SecretRef::file).filter(|_| captures).map(Captured::new),
+            captured: source
+                .secrets
+                .iter()
+                .find_map(|secret| secret.reference().file())
+                .filter(|_| captures)
+                .map(Captured::new),
             methods,
             event_methods,
             signs_for_strangers: profile.handshakes().iter().any(Handshake::signs_for_strangers),
@@ -197,7 +202,7 @@ impl Source {
             }
             Proof::Ways { ways, credentials } => {
                 let inquiry = Inquiry { request, id: self.profile.id.as_ref(), now, documents };
-                ways.verify(&credentials.keys(), &inquiry).map(Some)
+                ways.verify(&credentials.at(now), &inquiry).map(Some)
             }
         }
     }
@@ -218,9 +223,11 @@ impl Source {
         rule: &Handshake,
         request: &Request<'_>,
         genuine: Option<&Genuine>,
+        now: SystemTime,
     ) -> Result<Reply, Refusal> {
+        // A position that was found among the secrets of this time.
         let (secrets, tokens) =
-            (self.secrets.as_ref().map(|ring| ring.keys()), self.verify_token.as_ref().map(|ring| ring.keys()));
+            (self.secrets.as_ref().map(|ring| ring.at(now)), self.verify_token.as_ref().map(|ring| ring.keys()));
         let known = Known {
             verify_token: tokens.as_ref().and_then(|tokens| tokens.first()),
             secret: secrets.as_ref().and_then(|secrets| secrets.get(genuine.map_or(0, |genuine| genuine.secret))),

@@ -69,11 +69,6 @@ impl Conditions {
         let forbidding = self.0.iter().filter(|(_, wanted)| *wanted == Wanted::Present(false));
         forbidding.flat_map(|(places, _)| places.iter())
     }
-
-    /// Whether nothing is asked.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// Whether a text fits a pattern in which `*` stands for any characters, also none.

@@ -10,7 +10,7 @@ use ring::signature::{
 };
 use serde::Deserialize;
 use x509_cert::Certificate;
-use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode, Document};
 use x509_cert::spki::SubjectPublicKeyInfoRef;
 
@@ -18,6 +18,9 @@ use super::encoding::base64;
 
 /// An Ed25519 key or signature value in bytes (RFC 8032): a key has 32.
 const ED25519_BYTES: usize = 32;
+
+/// The sizes of RSA keys that ring checks signatures with.
+pub(super) const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// RFC 8410, RFC 5480 and RFC 8017.
 const ID_ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
@@ -83,6 +86,20 @@ impl PublicKey {
                 PublicKeyComponents { n: modulus, e: exponent }.verify(algorithm, message, signature).is_ok()
             }
             _ => false,
+        }
+    }
+
+    /// How large an RSA key is, in bits that fill whole bytes.
+    pub(super) fn rsa_bits(&self) -> Option<usize> {
+        let bits = |number: &[u8]| number.iter().skip_while(|byte| **byte == 0).count() * 8;
+        match self {
+            // RFC 8017, appendix A.1.1: modulus, then exponent. What is none is too small for anything.
+            Self::Rsa(der) => {
+                let numbers = Vec::<UintRef<'_>>::from_der(der).unwrap_or_default();
+                Some(numbers.first().map_or(0, |modulus| bits(modulus.as_bytes())))
+            }
+            Self::RsaNumbers { modulus, .. } => Some(bits(modulus)),
+            Self::Ed25519(_) | Self::P256(_) => None,
         }
     }
 

@@ -8,7 +8,6 @@
 
 use std::time::SystemTime;
 
-use data_encoding::BASE64;
 use http::Method;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
@@ -16,9 +15,8 @@ use url::form_urlencoded;
 
 use super::draft::{Content, Draft, Medium};
 use super::key::Key;
-use super::mac::Hash;
 use super::profile::{Naming, Profile};
-use super::template::{Need, Values};
+use super::template::Need;
 use super::timestamp::Unit;
 use super::{Algorithm, Inquiry, Rejection, Scheme, Verify, Ways};
 use crate::clock::{rfc3339, unix_seconds};
@@ -425,74 +423,32 @@ impl Pen<'_> {
 
     /// What stands at the place of the signature.
     fn text(&self, scope: Scope<'_>) -> Result<String, Unsignable> {
-        let scheme = self.scheme;
-        let now = scheme.unit.write(self.wish.now);
-        let mut named = Vec::new();
-        for place in scheme.timestamp.iter().flat_map(|places| places.iter()) {
-            if let Place::Entry(name) = place {
-                named.push(entry(name, &now));
-            }
-        }
-        for need in scheme.signed.needs() {
-            if let Need::At(Place::Entry(name)) = need {
-                named.push(entry(name, FILLER));
-            }
-        }
-        let entries: Vec<&str> = named.iter().map(String::as_str).collect();
-        let signature = self.signature(Scope { entries: &entries, ..scope })?;
-        let mut entries = named.clone();
+        let mut entries = self.scheme.beside(self.wish.now, FILLER);
+        let named: Vec<&str> = entries.iter().map(String::as_str).collect();
+        let signature = self.signature(Scope { entries: &named, ..scope }).map_err(Unsignable::Refused)?;
         entries.push(signature);
-        Ok(entries.join(scheme.separator.as_deref().unwrap_or_default()))
+        Ok(entries.join(self.scheme.separator.as_deref().unwrap_or_default()))
     }
 
-    fn signature(&self, scope: Scope<'_>) -> Result<String, Unsignable> {
-        let (scheme, request) = (self.scheme, scope.request);
-        let secret = String::from_utf8_lossy(self.secret.expose());
-        let spoilt = |text: &str| format!("{text}{}", if self.wrong { "-wrong" } else { "" });
-        match (scheme.algorithm, self.key) {
-            (Algorithm::Token, _) => Ok(format!("{}{}", scheme.prefix, spoilt(&secret))),
-            (Algorithm::Basic, _) => Ok(format!("Basic {}", BASE64.encode(spoilt(&secret).as_bytes()))),
-            (Algorithm::Jwt, Key::Mac(key)) => {
-                let token = scheme.jwt.as_ref().map(|jwt| jwt.write(key, self.wish.now, request)).transpose();
-                let token = token.map_err(Unsignable::Refused)?.unwrap_or_default();
-                // Another token of the same form: its claims are no longer what was signed.
-                let token = if self.wrong { another(&token) } else { token };
-                Ok(format!("{}{token}", scheme.prefix))
+    fn signature(&self, scope: Scope<'_>) -> Result<String, Rejection> {
+        let (scheme, id) = (self.scheme, self.wish.profile.id.as_ref());
+        let with = |key: &Key| scheme.signature(key, scope, id, self.wish.now);
+        match scheme.algorithm {
+            _ if !self.wrong => with(self.key),
+            Algorithm::Token | Algorithm::Basic => {
+                with(&Key::Text(Secret::new([self.secret.expose(), b"-wrong"].concat())))
             }
-            (_, key) => {
-                let mut code = self.code(key, scope).map_err(Unsignable::Refused)?;
-                if let Some(first) = code.first_mut().filter(|_| self.wrong) {
+            // Another token of the same form: its claims are no longer what was signed.
+            Algorithm::Jwt => with(self.key).map(|token| another(&token)),
+            _ => {
+                let mut code = scheme.code(self.key, scope, id)?;
+                if let Some(first) = code.first_mut() {
                     *first ^= 1;
                 }
                 Ok(format!("{}{}", scheme.prefix, scheme.encoding.encode(&code)))
             }
         }
     }
-
-    fn code(&self, key: &Key, scope: Scope<'_>) -> Result<Vec<u8>, Rejection> {
-        let scheme = self.scheme;
-        let found = scheme.timestamp.as_ref().map(|places| super::verify::required(places, scope)).transpose()?;
-        let id = match &self.wish.profile.id {
-            Some(naming) if scheme.signed.has_id() => Some(super::verify::identified(naming, scope)?),
-            _ => None,
-        };
-        let values = Values {
-            timestamp: found.as_deref(),
-            id: id.as_deref(),
-            secret: Some(self.secret.expose()),
-            ..Values::of(scope)
-        };
-        let pieces = scheme.signed.fill(values)?;
-        Ok(match key {
-            Key::Mac(key) => key.mac(&pieces),
-            Key::Text(_) | Key::Public(_) => Hash::Sha256.digest(&pieces),
-        })
-    }
-}
-
-/// An entry of the signature's header: by name, or as it is where it goes by its position.
-fn entry(name: &str, text: &str) -> String {
-    if name.parse::<usize>().is_ok() { text.to_owned() } else { format!("{name}={text}") }
 }
 
 /// A token whose signature is another one.

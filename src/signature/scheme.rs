@@ -173,7 +173,7 @@ enum OneOrMany {
 }
 
 /// Something in a scheme that cannot work, with the key it is under.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {reason}")]
 pub struct SchemeError {
     /// The key of the scheme.
@@ -206,6 +206,14 @@ impl Scheme {
         }
         if self.jwks.is_some() && self.algorithm != Algorithm::Jwt {
             return wrong("jwks", "belongs to algorithm = \"jwt\"");
+        }
+        // What is a key is no text, so it would never be found word for word; a token has claims instead.
+        let keys = self.algorithm.is_hmac() || self.algorithm == Algorithm::Jwt || self.algorithm.signing().is_some();
+        if self.secret_at.is_some() && keys && self.certificate.is_none() {
+            return wrong("secret_at", "would never match: the secrets are keys, unless `certificate` brings those");
+        }
+        if self.jwt.as_ref().is_some_and(|jwt| jwt.secret_claim.is_some()) && !self.is_fetched() {
+            return wrong("jwt", "has `secret_claim` without `jwks`: the secrets are keys, and no claim is one");
         }
         if self.certificate.is_some() && self.algorithm.signing().is_none() {
             return wrong("certificate", "belongs to an algorithm with a public key");
@@ -240,20 +248,23 @@ impl Scheme {
         Ok(())
     }
 
+    /// Whether its keys stand at an address.
+    fn is_fetched(&self) -> bool {
+        self.jwks.is_some() || self.certificate.is_some()
+    }
+
     /// Whether the source must have a secret for it.
     pub(crate) fn needs_secret(&self) -> bool {
-        let fetched = self.jwks.is_some() || self.certificate.is_some();
         let named = self.secret_at.is_some()
             || self.signed.has_secret()
             || self.jwt.as_ref().is_some_and(|jwt| jwt.secret_claim.is_some());
-        !fetched || named
+        !self.is_fetched() || named
     }
 
     /// Whether both sides share the secret, so that whoever can verify could have signed.
     pub(crate) fn is_shared(&self) -> bool {
-        let fetched = self.jwks.is_some() || self.certificate.is_some();
         let public = self.algorithm.signing().or_else(|| self.jwt.as_ref().and_then(Jwt::signing));
-        !fetched && public.is_none()
+        !self.is_fetched() && public.is_none()
     }
 
     /// Whether the public URL is part of what is signed.

@@ -216,11 +216,6 @@ impl Template {
         self.0.iter().filter_map(named).collect()
     }
 
-    /// Whether only names stand in it that an outgoing request has: body, timestamp and id.
-    pub(crate) fn can_be_sent(&self) -> bool {
-        !self.has(|name| !matches!(name, Name::Body | Name::BodySha256 | Name::Timestamp | Name::Id))
-    }
-
     fn has(&self, wanted: impl Fn(&Name) -> bool) -> bool {
         self.0.iter().any(|piece| matches!(piece, Piece::Name { name, .. } if wanted(name)))
     }

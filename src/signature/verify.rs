@@ -240,6 +240,7 @@ impl Scheme {
             Key::Mac(key) => any_equal(&key.mac(pieces), claims),
             Key::Text(_) if self.algorithm == Algorithm::PlainSha256 => any_equal(&Hash::Sha256.digest(pieces), claims),
             Key::Text(text) => any_equal(text.expose(), claims),
+            Key::Private(_) => false,
             Key::Public(key) => {
                 let Some(signing) = self.algorithm.signing() else { return false };
                 let message: Cow<'_, [u8]> = match pieces {

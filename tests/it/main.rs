@@ -30,6 +30,7 @@ mod quarantine;
 mod refused_addresses;
 mod replay;
 mod shutdown;
+mod signatures;
 mod source_limits;
 mod traces;
 mod vectors;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::event::Request;
 use crate::secret::Secret;
+use crate::signature::key::Key;
 use crate::signature::mac::{Hash, MacKey};
 use crate::signature::public_key::{PublicKey, Signing};
 use crate::signature::{Document, Inquiry, Rejection, Scheme, Ways};
@@ -382,7 +383,19 @@ mod small_keys {
             let right = ring::signature::UnparsedPublicKey::new(legacy, numbers);
             right.verify(b"message", &code).expect("only the size is wrong");
             assert!(!key.verifies(signing, b"message", &code), "{signing:?}");
+            let refused = Key::public(&Secret::new(KEY), signing).err().unwrap();
+            assert!(refused.contains("1024 bits"), "{refused}");
         }
+    }
+
+    #[test]
+    fn an_rsa_key_that_is_large_enough_is_taken_in_each_form() {
+        let jwk = |modulus: &[u8]| {
+            let n = BASE64URL_NOPAD.encode(modulus);
+            Key::public(&Secret::new(format!(r#"{{"kty":"RSA","n":"{n}","e":"AQAB"}}"#)), Signing::RsaSha256)
+        };
+        assert!(jwk(&[1; 256]).is_ok());
+        assert!(jwk(&[&[0, 0], &[1; 254][..]].concat()).err().unwrap().contains("2032 bits"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) struct Judge {
     pub(super) ways: Ways,
     pub(super) id: Option<Naming>,
     credentials: Vec<Credential>,
-    now: SystemTime,
+    pub(super) now: SystemTime,
     documents: BTreeMap<String, Arc<Document>>,
 }
 
