@@ -1,0 +1,126 @@
+"""nats-server and a courier on loopback for a measure, and what they say of themselves."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BINARY = os.environ.get("HOOKBRIDGE", ROOT / "target/release/hookbridge")
+NATS_SERVER = os.environ.get("NATS_SERVER", ROOT / ".tools/nats-server")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Rig:
+    """Ends what it started when it is left."""
+
+    def __init__(self):
+        self.nats_port, self.admin_port = free_port(), free_port()
+        self.folder = tempfile.TemporaryDirectory()
+        self.log = open(pathlib.Path(self.folder.name) / "log", "w")
+        self.courier = None
+
+    def __enter__(self):
+        arguments = ["-a", "127.0.0.1", "-p", str(self.nats_port), "-js", "-sd", f"{self.folder.name}/js"]
+        self.nats = subprocess.Popen([NATS_SERVER, *arguments], stderr=self.log)
+        return self
+
+    def __exit__(self, *_):
+        if self.courier:
+            self.kill_courier()
+        self.nats.send_signal(signal.SIGTERM)
+        self.nats.wait()
+        self.folder.cleanup()
+
+    def start_courier(self, configuration):
+        """Returns how many seconds it took until it was ready."""
+        config = pathlib.Path(self.folder.name) / "hookbridge.toml"
+        own = f'[nats]\nurl = "nats://127.0.0.1:{self.nats_port}"\n[admin]\nlisten = "127.0.0.1:{self.admin_port}"\n'
+        config.write_text(own + configuration)
+        begun = time.monotonic()
+        self.courier = subprocess.Popen([BINARY, "courier", "--config", config], stdout=self.log, stderr=self.log)
+        while time.monotonic() - begun < 60:
+            try:
+                if urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz").status == 200:
+                    return time.monotonic() - begun
+            except OSError:
+                time.sleep(0.02)
+        raise SystemExit("the courier is not ready: " + pathlib.Path(self.log.name).read_text()[-2000:])
+
+    def kill_courier(self):
+        self.courier.send_signal(signal.SIGKILL)
+        self.courier.wait()
+        self.courier = None
+
+    def metrics(self, *names):
+        """The lines of these metrics: labels and value."""
+        page = urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics").read().decode()
+        for line in page.splitlines():
+            if line.startswith(names):
+                name, _, rest = line.partition("{")
+                labels, _, value = rest.rpartition("} ") if rest else ("", "", line.split()[-1])
+                pairs = (pair.split("=", 1) for pair in labels.split(",") if pair)
+                yield name.split()[0], {key: text.strip('"') for key, text in pairs}, float(value)
+
+    def attempts(self, outcome):
+        found = self.metrics("hookbridge_egress_attempts_total")
+        return int(sum(value for _, labels, value in found if labels["outcome"] == outcome))
+
+    @staticmethod
+    def memory(process):
+        """MiB: now, and at most."""
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+        values = dict(line.split(":", 1) for line in status.splitlines())
+        return {key: int(values[key].split()[0]) // 1024 for key in ("VmRSS", "VmHWM")}
+
+
+class Publisher:
+    """Publishes to the outbox over a socket of its own."""
+
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.sendall(b'CONNECT {"headers":true,"verbose":false}\r\nSUB told 1\r\n')
+        self.reader = self.socket.makefile("rb")
+
+    @staticmethod
+    def message(endpoint, identity, body):
+        headers = b"NATS/1.0\r\nHookbridge-Endpoint: %s\r\nNats-Msg-Id: %s\r\n\r\n" % (endpoint, identity)
+        return b"HPUB outbox.b %d %d\r\n%s%s\r\n" % (len(headers), len(headers) + len(body), headers, body)
+
+    def send(self, block):
+        self.socket.sendall(block)
+
+    def stored(self):
+        """The last sequence of OUTBOX."""
+        self.socket.sendall(b"PUB $JS.API.STREAM.INFO.OUTBOX told 0\r\n\r\n")
+        while True:
+            line = self.reader.readline()
+            if line.startswith(b"PING"):
+                self.socket.sendall(b"PONG\r\n")
+            if line.startswith(b"MSG"):
+                return json.loads(self.reader.read(int(line.split()[-1]) + 2))["state"]["last_seq"]
+
+    def send_all(self, messages, block=1000):
+        """Sends no faster than the stream stores: the server drops what it has no room to queue."""
+        first = self.stored()
+        for start in range(0, len(messages), block):
+            self.send(b"".join(messages[start : start + block]))
+            while self.stored() - first < start - 2 * block:
+                time.sleep(0.001)
+        while self.stored() - first < len(messages):
+            time.sleep(0.01)
+
+    def finish(self):
+        # A socket that is closed with something unread takes with it what was sent last.
+        self.stored()
+        self.socket.close()
