@@ -12,7 +12,7 @@ use url::Url;
 use crate::broker::{Broker, Links, Plan, Problem, Role};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::egress::{self, Courier, Destinations};
+use crate::egress::{self, Courier, Registry};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener, Observer};
 use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
@@ -122,12 +122,12 @@ impl App {
             });
         }
         if roles != Roles::Gateway {
-            let destinations = Destinations::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
-            secrets.extend(destinations.secrets());
+            let registry = Registry::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
+            secrets.extend(registry.secrets());
             let runner = CourierRunner {
                 config: config.clone(),
                 plan: plan.burying(egress::bury_unreadable),
-                destinations: Arc::new(destinations),
+                registry: Arc::new(registry),
                 clock: options.clock.clone(),
                 metrics: metrics.clone(),
                 links: links.clone(),
@@ -223,7 +223,7 @@ fn fail(failed: &Failure, error: anyhow::Error) {
 struct CourierRunner {
     config: Config,
     plan: Plan,
-    destinations: Arc<Destinations>,
+    registry: Arc<Registry>,
     clock: Clock,
     metrics: Metrics,
     links: Links,
@@ -235,8 +235,8 @@ impl CourierRunner {
             let (broker, supervisor) =
                 Broker::connect(&self.config.nats, self.plan.clone(), "courier").await.context("nats")?;
             self.links.set(Role::Courier, broker.clone());
-            let (destinations, clock, metrics) = (self.destinations.clone(), self.clock.clone(), self.metrics.clone());
-            let courier = Courier::new(&self.config, broker, destinations, clock, metrics)?;
+            let (registry, clock, metrics) = (self.registry.clone(), self.clock.clone(), self.metrics.clone());
+            let courier = Courier::new(&self.config, broker, registry, clock, metrics)?;
             // A courier whose client broke drops what it holds: the streams still have it.
             let (stopped, supervised) = (stop.child_token(), supervisor.run(last.clone()));
             tokio::select! {

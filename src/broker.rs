@@ -17,7 +17,6 @@ mod state;
 mod unreadable;
 mod visit;
 
-pub(crate) use bucket::BucketError;
 pub(crate) use connect::Broker;
 pub(crate) use consume::{Consumer, Received, Slot};
 pub(crate) use history::Glimpse;

@@ -3,7 +3,9 @@
 //! Exit codes: 0 fine, 1 a run-time failure, 2 bad usage or configuration (`check`: 1).
 
 mod check;
+mod deliveries;
 mod dev;
+mod endpoints;
 mod explain;
 mod presets;
 mod publish;
@@ -53,6 +55,10 @@ enum Command {
     Publish(publish::Arguments),
     /// Publishes stored events again, on purpose: agents receive them as new messages.
     Replay(replay::Arguments),
+    /// Endpoints: what is said about them, and those that come and go at run time.
+    Endpoints(endpoints::Arguments),
+    /// Deliveries: what waits, and cancelling.
+    Deliveries(deliveries::Arguments),
     /// Asks a running process whether it is ready: for health checks of containers.
     Ready(ready::Arguments),
     /// Keeps a child process only as long as its own parent lives.
@@ -134,6 +140,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Tail(arguments) => tail::run(arguments).await,
         Command::Publish(arguments) => publish::run(arguments).await,
         Command::Replay(arguments) => replay::run(arguments).await,
+        Command::Endpoints(arguments) => endpoints::run(arguments).await,
+        Command::Deliveries(arguments) => deliveries::run(arguments).await,
         Command::Ready(arguments) => ready::run(arguments).await,
         Command::Supervise(arguments) => supervise::run(arguments).await,
     };

@@ -40,8 +40,8 @@ pub use rate::Rate;
 pub use sources::Source;
 pub use streams::{Limits, Stream, StreamKind, Streams};
 pub use telemetry::{LogFormat, Telemetry};
-pub(crate) use validate::HEADER_ROOM;
 pub use validate::warnings;
+pub(crate) use validate::{HEADER_ROOM, endpoint_mistakes};
 
 use crate::event::Name;
 

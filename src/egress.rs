@@ -6,14 +6,15 @@
 
 mod alarm;
 mod breaker;
+pub(crate) mod control;
 mod courier;
 mod dead_letter;
 mod delivery;
 mod destination;
-mod endpoint_state;
 mod gate;
 mod held;
 mod intake;
+mod interest;
 mod ledger;
 mod line;
 mod load;
@@ -21,11 +22,14 @@ mod pace;
 mod pointer;
 mod reason;
 mod receipt;
+mod registry;
 mod release;
 mod retry;
 mod route;
+mod seal;
 mod send;
 mod signer;
+mod standing;
 mod sweep;
 mod tell;
 mod unreadable;
@@ -33,7 +37,7 @@ mod waiting;
 mod worker;
 
 pub(crate) use courier::Courier;
-pub(crate) use destination::Destinations;
 #[cfg(any(fuzzing, test))]
 pub(crate) use intake::understood_id;
+pub(crate) use registry::Registry;
 pub(crate) use unreadable::bury as bury_unreadable;

@@ -1,39 +1,49 @@
-//! The bucket of endpoint states.
+//! The bucket of what is said about endpoints.
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{Operation, Store};
+use async_nats::jetstream;
+use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::Broker;
+use super::{Broker, Names, Visitor};
 
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// The most keys that a visit reads.
+const MOST_KEYS: usize = 100_000;
 
-/// The bucket did not take it.
+/// The bucket did not take it, or did not answer.
 #[derive(Debug, thiserror::Error)]
-#[error("bucket of endpoint states: {0}")]
+#[error("bucket of endpoints: {0}")]
 pub(crate) struct BucketError(String);
 
+fn failed(error: &dyn std::fmt::Display) -> BucketError {
+    BucketError(error.to_string())
+}
+
+async fn open(jetstream: &jetstream::Context, names: &Names) -> Result<Store, BucketError> {
+    jetstream.get_key_value(names.endpoints_bucket()).await.map_err(|error| failed(&error))
+}
+
 impl Broker {
-    /// Writes an endpoint's state.
-    pub(crate) async fn put_endpoint(&self, endpoint: &str, value: Bytes) -> Result<(), BucketError> {
-        let store = self.endpoints().await?;
-        store.put(endpoint, value).await.map(drop).map_err(|error| BucketError(error.to_string()))
+    /// Writes a key.
+    pub(crate) async fn put_endpoint(&self, key: &str, value: Bytes) -> Result<(), BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        store.put(key, value).await.map(drop).map_err(|error| failed(&error))
     }
 
     /// Removes a key.
-    pub(crate) async fn remove_endpoint(&self, endpoint: &str) -> Result<(), BucketError> {
-        let store = self.endpoints().await?;
-        store.purge(endpoint).await.map(drop).map_err(|error| BucketError(error.to_string()))
+    pub(crate) async fn remove_endpoint(&self, key: &str) -> Result<(), BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        store.purge(key).await.map(drop).map_err(|error| failed(&error))
     }
 
-    /// Calls `found` for every state there is now.
+    /// Calls `found` for every key there is now.
     pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
-        let failed = |error: &dyn std::fmt::Display| BucketError(error.to_string());
-        let store = self.endpoints().await?;
+        let store = open(&self.jetstream, &self.names).await?;
         let mut keys = store.keys().await.map_err(|error| failed(&error))?;
         while let Some(key) = keys.next().await {
             let key = key.map_err(|error| failed(&error))?;
@@ -44,7 +54,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Calls `changed` for every state there is and for every change, until stopped; `None` is a removed one.
+    /// Calls `changed` for every key there is and for every change, until stopped; `None` is a removed one.
     /// Begins anew with every connection.
     pub(crate) async fn watch_endpoints(&self, stop: &CancellationToken, changed: impl Fn(&str, Option<&[u8]>)) {
         while !stop.is_cancelled() {
@@ -54,7 +64,7 @@ impl Broker {
                 () = self.lost(ready.connection) => continue,
                 ended = self.follow_endpoints(&changed) => {
                     if let Err(error) = ended {
-                        tracing::debug!("Watching endpoint states ended: {error}");
+                        tracing::debug!("Watching the bucket of endpoints ended: {error}");
                     }
                 }
             }
@@ -63,8 +73,7 @@ impl Broker {
     }
 
     async fn follow_endpoints(&self, changed: &impl Fn(&str, Option<&[u8]>)) -> Result<(), BucketError> {
-        let failed = |error: &dyn std::fmt::Display| BucketError(error.to_string());
-        let store = self.endpoints().await?;
+        let store = open(&self.jetstream, &self.names).await?;
         let mut watch = store.watch_with_history(">").await.map_err(|error| failed(&error))?;
         while let Some(entry) = watch.next().await {
             let entry = entry.map_err(|error| failed(&error))?;
@@ -73,9 +82,44 @@ impl Broker {
         }
         Ok(())
     }
+}
 
-    async fn endpoints(&self) -> Result<Store, BucketError> {
-        let store = self.jetstream.get_key_value(self.names.endpoints_bucket()).await;
-        store.map_err(|error| BucketError(error.to_string()))
+impl Visitor {
+    /// A key's value, and its revision; 0 for a key that is not there.
+    pub(crate) async fn endpoint_key(&self, key: &str) -> Result<(Option<Bytes>, u64), BucketError> {
+        let entry = open(&self.jetstream, &self.names).await?.entry(key).await.map_err(|error| failed(&error))?;
+        Ok(entry
+            .map_or((None, 0), |entry| ((entry.operation == Operation::Put).then_some(entry.value), entry.revision)))
+    }
+
+    /// Writes a key whose revision is this one. `false`: somebody else wrote it meanwhile.
+    pub(crate) async fn write_endpoint_key(&self, key: &str, value: Bytes, revision: u64) -> Result<bool, BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        match store.update(key, value, revision).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// Removes a key.
+    pub(crate) async fn remove_endpoint_key(&self, key: &str) -> Result<(), BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        store.purge(key).await.map(drop).map_err(|error| failed(&error))
+    }
+
+    /// Every key and its value.
+    pub(crate) async fn endpoint_keys(&self) -> Result<Vec<(String, Bytes)>, BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        let mut keys = store.keys().await.map_err(|error| failed(&error))?.take(MOST_KEYS);
+        let mut all = Vec::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| failed(&error))?;
+            if let Some(value) = store.get(&key).await.map_err(|error| failed(&error))? {
+                all.push((key, value));
+            }
+        }
+        all.sort();
+        Ok(all)
     }
 }

@@ -6,7 +6,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use bytes::Bytes;
 
-use super::{Broker, Names, Problem, from_nats};
+use super::{Broker, Names, Problem, Visitor, from_nats};
 use crate::config::StreamKind;
 use crate::event::Headers;
 
@@ -136,6 +136,35 @@ impl Broker {
 
     fn stored(&self, message: StreamMessage) -> StoredMessage {
         stored(&self.names, message)
+    }
+}
+
+impl Visitor {
+    /// The first message at or after a sequence whose subject matches. A work queue can be looked at only so.
+    pub(crate) async fn next(
+        &self,
+        kind: StreamKind,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<StoredMessage>, ReadError> {
+        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
+        let stream = stream.map_err(|error| ReadError::new(kind, error))?;
+        match stream.direct_get_next_for_subject(self.names.subject(subject), Some(from)).await {
+            Ok(message) => Ok(Some(stored(&self.names, message))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ReadError::new(kind, error)),
+        }
+    }
+
+    /// The last message on a subject.
+    pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
+        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
+        let stream = stream.map_err(|error| ReadError::new(kind, error))?;
+        match stream.get_last_raw_message_by_subject(&self.names.subject(subject)).await {
+            Ok(message) => Ok(Some(stored(&self.names, message))),
+            Err(error) if is_absent(&error.kind()) => Ok(None),
+            Err(error) => Err(ReadError::new(kind, error)),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::policy::{Breaker, Retry, breaker_or_none};
 use super::rate::{Rate, rate_or_none};
+use crate::secret::SecretRef;
 
 /// Webhooks going out.
 #[derive(Clone, Debug, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Egress {
     /// When a destination that fails is left alone for a while.
     #[serde(deserialize_with = "breaker_or_none")]
     pub breaker: Option<Breaker>,
+    /// The keys that seal what is stored of endpoints at run time, 32 bytes each in base64 or hexadecimal. The first
+    /// seals, all open: rotation. Without any, endpoints come from the configuration alone.
+    pub seal_keys: Vec<SecretRef>,
     /// Private networks that may be reached. Empty unless you deliver inside your own network.
     pub allow_networks: Vec<IpNet>,
     /// Whether `http://` may be used. Without it only `https://` is.
@@ -66,6 +70,7 @@ impl Default for Egress {
             max_concurrent: 128,
             rate: None,
             breaker: Some(Breaker::default()),
+            seal_keys: Vec::new(),
             allow_networks: Vec::new(),
             allow_http: false,
         }

@@ -58,10 +58,7 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
         self::agent(&format!("agents.{name}.events"), &agent.events, &mut findings);
     }
     for (name, endpoint) in &config.endpoints {
-        let table = format!("endpoints.{name}");
-        self::endpoint(&table, endpoint, config.egress.allow_http, &mut findings);
-        let kept = config.streams.limits(StreamKind::Outbox).max_age;
-        persistence(&table, &config.egress, Some(endpoint), kept, &mut findings);
+        findings.0.extend(endpoint_mistakes(config, name, endpoint));
     }
     callbacks(config, &mut findings);
     for (name, client) in &config.clients {
@@ -81,6 +78,15 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
     if let Some(token) = &config.admin.token {
         check_secret("admin.token", token, &mut findings);
     }
+    findings.0
+}
+
+/// What is wrong with one endpoint under this configuration, of which it need not be part.
+pub(crate) fn endpoint_mistakes(config: &Config, name: &Name, endpoint: &Endpoint) -> Vec<Mistake> {
+    let (mut findings, table) = (Findings(Vec::new()), format!("endpoints.{name}"));
+    self::endpoint(&table, endpoint, config.egress.allow_http, &mut findings);
+    let kept = config.streams.limits(StreamKind::Outbox).max_age;
+    persistence(&table, &config.egress, Some(endpoint), kept, &mut findings);
     findings.0
 }
 

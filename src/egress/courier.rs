@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::alarm;
-use super::destination::Destinations;
 use super::line;
+use super::registry::Registry;
 use super::worker::{Answer, Worker};
 use crate::broker::{Broker, COURIER, Consumer, Received, Slot};
 use crate::clock::Clock;
@@ -23,6 +23,8 @@ use crate::telemetry::Metrics;
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// Pulls at once on each of the two streams.
 const PULLS: usize = 4;
+/// How long to wait before reading the bucket again.
+const LOAD_AGAIN: Duration = Duration::from_millis(500);
 /// How often to look which endpoints are ordered: they may come and go.
 const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
 /// The shortest time after which a message comes again.
@@ -45,12 +47,12 @@ impl Courier {
     pub(crate) fn new(
         config: &Config,
         broker: Broker,
-        destinations: Arc<Destinations>,
+        registry: Arc<Registry>,
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Self, rustls::Error> {
         let slots = NonZeroUsize::new(config.egress.concurrency).unwrap_or(NonZeroUsize::MIN);
-        let worker = Worker::new(config, broker.clone(), destinations, clock, metrics.clone())?;
+        let worker = Worker::new(config, broker.clone(), registry, clock, metrics.clone())?;
         Ok(Self { worker: Arc::new(worker), broker, slots, room: config.egress.max_in_flight.as_u64(), metrics })
     }
 
@@ -58,7 +60,7 @@ impl Courier {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let worker = &self.worker;
         // Nothing is sent before it is known what is disabled.
-        if stop.run_until_cancelled(worker.states.load(&self.broker)).await.is_none() {
+        if stop.run_until_cancelled(self.load()).await.is_none() {
             return;
         }
         let deliveries = TaskTracker::new();
@@ -74,15 +76,25 @@ impl Courier {
         };
         tokio::join!(
             pulls,
-            worker.states.follow(&self.broker, &stop, |key, value| worker.hears(key, value)),
+            self.broker.watch_endpoints(&stop, |key, value| worker.hears(key, value)),
             worker.tell_breakers(&stop),
             self.lines(&stop, &deliveries),
             worker.release_recovered(&stop),
-            worker.sweep_disabled(&stop),
+            worker.sweep_changed(&stop),
             alarm::watch(&self.broker, &self.metrics, &stop),
         );
         deliveries.close();
         deliveries.wait().await;
+    }
+
+    /// Reads the bucket once, so that no delivery is made before it is known what is said about it.
+    async fn load(&self) {
+        while self.broker.ready().await.is_some()
+            && let Err(error) = self.broker.read_endpoints(|key, value| self.worker.hears(key, Some(value))).await
+        {
+            tracing::warn!("No delivery begins before it is known what is said about endpoints: {error}");
+            tokio::time::sleep(LOAD_AGAIN).await;
+        }
     }
 
     async fn take(self, received: Received, slot: Slot, from: From) {

@@ -12,14 +12,20 @@ use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::gate::{NotNow, Pass};
 use super::ledger::Known;
+use super::pointer::Why;
 use super::reason::{Failure, Reason, Refusal};
 use super::receipt::{Receipt, Status};
 use super::retry::{self, Decision, Outcome, Progress};
+use super::standing::{Record, Standing, State, Subject, state_key};
+use super::sweep;
 use super::worker::{Answer, Job, Worker};
 use crate::clock::rfc3339;
-use crate::event::trace;
+use crate::event::{id, trace};
 use crate::telemetry::metrics::{AttemptLabels, DeadLabels};
 use crate::telemetry::traces;
+
+/// About how long a delivery to a paused destination waits before it asks by itself.
+const PAUSED: Duration = Duration::from_secs(3600);
 
 /// How an attempt ended, and how long it took.
 type Attempted<'a> = Option<(&'a Outcome, Duration)>;
@@ -45,10 +51,6 @@ impl Worker {
         }
         match &job.route.destination {
             Err(refusal) => self.give_up(job, refusal, None, None).await,
-            Ok(Destination::Endpoint(endpoint)) if self.states.is_disabled(&endpoint.name, &endpoint.url) => {
-                let detail = format!("endpoint `{}` is disabled since it answered 410 Gone", endpoint.name);
-                self.give_up(job, &Refusal::new(Reason::EndpointDisabled, detail), None, None).await;
-            }
             Ok(destination) => {
                 if let Some(due) = self.approach(job, destination).await.filter(|_| job.in_line) {
                     return Answer::AgainAt(due);
@@ -60,6 +62,18 @@ impl Worker {
 
     /// Makes the attempt, if one may be made now; else lets the delivery wait. Returns when it comes again, if it does.
     async fn approach(&self, job: &Job<'_>, destination: &Destination) -> Option<SystemTime> {
+        match self.standing(job, destination) {
+            Standing::Open => {}
+            Standing::Paused => {
+                // Whoever resumes it brings the delivery forward; this is for when nobody is there to do it.
+                let until = self.clock.now() + PAUSED.mul_f64(0.5 + rand::random::<f64>());
+                return self.hold(job, Why::Paused, until).await;
+            }
+            ended => {
+                self.end_by_word(job, ended).await;
+                return None;
+            }
+        }
         let policy = destination.policy();
         let token = job.route.token.as_deref().unwrap_or_default();
         match self.gates.pass(token, policy, job.held).await {
@@ -94,6 +108,13 @@ impl Worker {
                 self.ledger.receipt(&receipt, Some(&trace)).await;
             }
             Decision::RetryAt(due) => {
+                // Something may have been said while the attempt was made.
+                let standing = self.standing(job, destination);
+                if matches!(standing, Standing::Cancelled(_) | Standing::Disabled(_)) {
+                    let made = Job { attempt: job.attempt + 1, ..*job };
+                    self.end_by_word(&made, standing).await;
+                    return None;
+                }
                 self.put_off(job, &outcome, due, took, &trace).await;
                 return Some(due);
             }
@@ -106,6 +127,27 @@ impl Worker {
             }
         }
         None
+    }
+
+    fn standing(&self, job: &Job<'_>, destination: &Destination) -> Standing {
+        self.standings.standing(Subject {
+            token: job.route.token.as_deref().unwrap_or_default(),
+            url: destination.url().as_str(),
+            agent: &job.message.agent,
+            delivery_id: &job.route.delivery_id,
+            sequence: job.original.sequence,
+        })
+    }
+
+    /// Ends a delivery of which somebody said so.
+    async fn end_by_word(&self, job: &Job<'_>, standing: Standing) {
+        match standing {
+            Standing::Cancelled(detail) => self.cancel(job, detail).await,
+            Standing::Disabled(detail) => {
+                self.give_up(job, &sweep::disabled(&job.route.public_name, &detail), None, None).await;
+            }
+            Standing::Open | Standing::Paused => {}
+        }
     }
 
     /// Schedules the next attempt, then tells the agent.
@@ -203,17 +245,28 @@ impl Worker {
         }
     }
 
-    /// Switches an endpoint off for everybody. What waits for it ends in a sweep.
+    /// Switches an endpoint off for everybody, as long as it has this URL. What waits for it ends in a sweep.
     async fn disable(&self, endpoint: &Endpoint) {
         tracing::warn!(
             endpoint.name = %endpoint.name,
-            "Endpoint {} answered 410 Gone and is disabled until its URL changes or its state is removed",
+            "Endpoint {} answered 410 Gone and is disabled until its URL changes or somebody enables it",
             endpoint.name
         );
-        if let Err(error) = self.states.disable(&self.broker, &endpoint.name, &endpoint.url, self.clock.now()).await {
+        let token = id::endpoint_token(&endpoint.name);
+        let record = Record {
+            state: Some(State::Disabled),
+            url: Some(endpoint.url.to_string()),
+            reason: "it answered 410 Gone".to_owned(),
+            by: "courier".to_owned(),
+            at: rfc3339(self.clock.now()),
+            ..self.standings.of(&token).unwrap_or_default()
+        };
+        let (key, word) = (state_key(&token), self.registry.sealer().word(&state_key(&token), &record));
+        self.standings.set(&token, Some(record));
+        self.standings.changed.notify_one();
+        if let Err(error) = self.broker.put_endpoint(&key, word.into()).await {
             tracing::error!("Other couriers do not know that endpoint {} is disabled: {error}", endpoint.name);
         }
-        self.disabled.notify_one();
     }
 
     fn count(&self, job: &Job<'_>, outcome: &Outcome, decision: Decision, took: Duration) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName};
 use url::Url;
 
+use super::interest::Interest;
 use super::retry::Policy;
 use super::signer::Signer;
 use crate::config::{self, AgentPattern, Config, StreamKind};
@@ -13,10 +14,14 @@ use crate::event::{Name, UrlPrefix, id};
 use crate::outbound::public_url;
 use crate::secret::{KeyError, Reload};
 
-/// All destinations of a configuration.
+/// All destinations at one moment.
+#[derive(Clone)]
 pub(crate) struct Destinations {
     pub(super) endpoints: BTreeMap<Name, Arc<Endpoint>>,
     pub(super) callbacks: Arc<Callbacks>,
+    /// The endpoints that want subjects, in the order of their names, and which they want.
+    wanting: Vec<Arc<Endpoint>>,
+    interest: Interest,
 }
 
 /// A named endpoint.
@@ -24,6 +29,8 @@ pub(super) struct Endpoint {
     pub(super) name: Name,
     pub(super) url: Url,
     pub(super) subjects: Vec<String>,
+    /// The types that fan-out brings; none is every type.
+    types: Vec<String>,
     pub(super) agents: Vec<AgentPattern>,
     pub(super) headers: HeaderMap,
     pub(super) signer: Signer,
@@ -62,7 +69,26 @@ impl Destinations {
         let signer = signer.map_err(|error| ("callbacks".to_owned(), error))?;
         let (allow, agents) = (callbacks.allow.clone(), callbacks.agents.clone());
         let policy = Policy::new(&config.egress, None, kept_for);
-        Ok(Self { endpoints, callbacks: Arc::new(Callbacks { allow, agents, signer, policy }) })
+        let callbacks = Arc::new(Callbacks { allow, agents, signer, policy });
+        Ok(Self { endpoints, callbacks, wanting: Vec::new(), interest: Interest::default() }.with(&BTreeMap::new()))
+    }
+
+    /// These, and further endpoints.
+    pub(super) fn with(&self, further: &BTreeMap<Name, Arc<Endpoint>>) -> Self {
+        let (mut endpoints, callbacks) = (further.clone(), self.callbacks.clone());
+        endpoints.extend(self.endpoints.clone());
+        let wanting: Vec<_> = endpoints.values().filter(|endpoint| !endpoint.subjects.is_empty()).cloned().collect();
+        let mut interest = Interest::default();
+        for (number, endpoint) in wanting.iter().enumerate() {
+            endpoint.subjects.iter().for_each(|pattern| interest.add(pattern, number));
+        }
+        Self { endpoints, callbacks, wanting, interest }
+    }
+
+    /// The endpoints that want a message of this subject and type, in the order of their names.
+    pub(super) fn wanting(&self, subject: &str, event_type: Option<&str>) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let all = self.interest.of(subject).into_iter().filter_map(|number| self.wanting.get(number));
+        all.filter(move |endpoint| endpoint.wants_type(event_type))
     }
 
     /// The key rings that SIGHUP reads again.
@@ -73,13 +99,19 @@ impl Destinations {
 }
 
 impl Endpoint {
-    fn new(name: &Name, endpoint: &config::Endpoint, policy: Policy) -> Result<Self, KeyError> {
+    fn wants_type(&self, event_type: Option<&str>) -> bool {
+        let wants = |event_type: &str| self.types.iter().any(|pattern| crate::signature::matches(pattern, event_type));
+        self.types.is_empty() || event_type.is_some_and(wants)
+    }
+
+    pub(super) fn new(name: &Name, endpoint: &config::Endpoint, policy: Policy) -> Result<Self, KeyError> {
         // Both parse: the configuration was checked when it was loaded.
         let header = |(name, value): (&String, &String)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?));
         Ok(Self {
             name: name.clone(),
             url: endpoint.url.clone(),
             subjects: endpoint.subjects.clone(),
+            types: endpoint.types.clone(),
             agents: endpoint.agents.clone(),
             headers: endpoint.headers.iter().filter_map(header).collect(),
             signer: Signer::new(&endpoint.signatures, &endpoint.secrets)?,

@@ -48,6 +48,8 @@ pub(super) struct Message {
     pub(super) target: Target,
     pub(super) body: Bytes,
     pub(super) content_type: HeaderValue,
+    /// What kind of message it is, where its sender says: the envelope's `type`, or `ce-type`.
+    pub(super) event_type: Option<String>,
     pub(super) trace: Option<trace::Context>,
 }
 
@@ -113,6 +115,7 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
         target: envelope.target.unwrap_or(Target::FanOut),
         body,
         content_type,
+        event_type: envelope.event_type.or_else(|| original.headers.get("ce-type").map(str::to_owned)),
         trace: trace::Context::read(&original.headers),
     })
 }
@@ -157,6 +160,7 @@ struct Envelope {
     target: Option<Target>,
     id: Option<String>,
     content_type: Option<String>,
+    event_type: Option<String>,
     /// The body, where it is not the whole message.
     payload: Option<Bytes>,
 }
@@ -187,12 +191,12 @@ fn envelope(body: &Bytes) -> Result<Envelope, String> {
     if let Some(other) = &members.unknown {
         return Err(format!("unknown key `{other}`; an envelope has {key}, {}", OTHER_KEYS.join(", ")));
     }
-    text(&members, "type")?;
+    let event_type = text(&members, "type")?;
     let (id, content_type) = (text(&members, "id")?, text(&members, "content_type")?);
     let payload = members.known.get("payload").ok_or("an envelope needs `payload`, which is what is sent")?;
     let payload = Some(payload_bytes(body, payload, content_type.as_deref()));
     let target = if key == "endpoint" { Target::Endpoint(target) } else { callback(&target)? };
-    Ok(Envelope { target: Some(target), id, content_type, payload })
+    Ok(Envelope { target: Some(target), id, content_type, event_type, payload })
 }
 
 /// The payload as the agent wrote it. A string under a content type that is not JSON is its text.

@@ -97,7 +97,8 @@ fn ordered(route: &Route) -> Option<&Arc<Endpoint>> {
 impl Worker {
     /// Makes the lines that are missing and takes away those that are no longer needed. Returns those to work on.
     pub(super) async fn prepare_lines(&self) -> Result<HashSet<Name>, ReadError> {
-        let ordered = self.destinations.endpoints.values().filter(|endpoint| endpoint.ordered);
+        let now = self.registry.now();
+        let ordered = now.endpoints.values().filter(|endpoint| endpoint.ordered);
         for endpoint in ordered.filter(|endpoint| !self.lines.is_open(&endpoint.name)) {
             self.broker.make_line(&durable(&endpoint.name), &subjects(endpoint)).await?;
             self.lines.set(endpoint.name.clone(), Some(Line::Open));
@@ -108,7 +109,8 @@ impl Worker {
 
     /// Closes the lines of endpoints that are ordered no more: what they hold is delivered first.
     async fn close_lines(&self) -> Result<(), ReadError> {
-        let is_ordered = |name: &Name| self.destinations.endpoints.get(name).is_some_and(|endpoint| endpoint.ordered);
+        let now = self.registry.now();
+        let is_ordered = |name: &Name| now.endpoints.get(name).is_some_and(|endpoint| endpoint.ordered);
         let known = self.lines.all();
         let changed = known.iter().any(|(name, line)| !is_ordered(name) || *line != Line::Open);
         if !changed && self.lines_looked_at.swap(true, Ordering::Relaxed) {
@@ -163,7 +165,7 @@ impl Worker {
             Some(Line::Open | Line::Closing(_)) => {}
             None => return Answer::Again,
         }
-        let routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        let routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         let Some(route) = routes.iter().find(|route| is_for(route, endpoint, &message)) else { return Answer::Ack };
         let made = match self.ledger.progress(&message.agent, &route.delivery_id, original.sequence).await {
             Ok(made) => made,

@@ -183,6 +183,16 @@ pub(super) fn all_waiting(destination_token: &str) -> String {
     format!("retry.at.{destination_token}.>")
 }
 
+/// The subjects on which anything waits, for one destination or for all.
+pub(super) fn waiting_everywhere(destination_token: Option<&str>) -> String {
+    destination_token.map_or_else(|| "retry.at.>".to_owned(), all_waiting)
+}
+
+/// The subjects on which a delivery of this id waits, whatever its destination.
+pub(super) fn waiting_of(delivery_id: &str) -> [String; 2] {
+    [format!("retry.at.*.{delivery_id}"), format!("retry.at.*.{delivery_id}.*")]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

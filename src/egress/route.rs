@@ -68,11 +68,8 @@ fn to_endpoint(destinations: &Destinations, name: &str, message: &Message) -> Ro
 }
 
 fn fan_out(destinations: &Destinations, subject: &str, message: &Message) -> Vec<Route> {
-    let wants = |patterns: &[String]| patterns.iter().any(|pattern| subject::matches(pattern, subject));
     let routes: Vec<Route> = destinations
-        .endpoints
-        .values()
-        .filter(|endpoint| wants(&endpoint.subjects))
+        .wanting(subject, message.event_type.as_deref())
         .map(|endpoint| {
             let delivery_id = id::fan_out(&message.id, endpoint.name.as_str());
             let checked = allowed(&endpoint.agents, &message.agent, &format!("endpoint `{}`", endpoint.name));

@@ -1,79 +1,171 @@
-//! Ending what waits for a disabled endpoint.
+//! Taking off what waits, after something was said about it.
+//!
+//! The word comes first, and every attempt asks for it; the sweep only ends sooner what would end when it is due. It
+//! goes one by one, each with its receipt, and what fires meanwhile finds that receipt.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::destination::Endpoint;
 use super::ledger::Known;
-use super::pointer::{self, Pointer};
+use super::pointer::{self, Pointer, Why};
 use super::reason::{Reason, Refusal};
-use super::worker::{Resolved, Worker};
+use super::receipt::{Receipt, Status};
+use super::standing::{Standing, Subject, Sweep, cancel_key};
+use super::worker::{Job, Resolved, Worker};
 use crate::broker::{ReadError, StoredMessage};
 use crate::config::StreamKind;
-use crate::event::id;
 
 /// How long to wait before a sweep that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How far apart deliveries come to a destination that was resumed.
+const APART: Duration = Duration::from_millis(2);
 
 impl Worker {
-    /// Sweeps at start, since another process may have stopped in the middle, and after every 410.
-    pub(super) async fn sweep_disabled(&self, stop: &CancellationToken) {
+    /// Sweeps at start, since another process may have stopped in the middle, and after every change.
+    pub(super) async fn sweep_changed(&self, stop: &CancellationToken) {
         loop {
-            let sweep = async {
-                for endpoint in self.destinations.endpoints.values() {
-                    if self.states.is_disabled(&endpoint.name, &endpoint.url) {
-                        self.sweep(endpoint).await?;
+            for sweep in self.standings.sweeps() {
+                let Some(swept) = stop.run_until_cancelled(self.sweep(&sweep)).await else { return };
+                if let Err(error) = swept {
+                    tracing::debug!("A sweep of RETRY has to wait: {error}");
+                    if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                        return;
                     }
+                    self.standings.again(sweep);
                 }
-                Ok::<(), ReadError>(())
-            };
-            let Some(swept) = stop.run_until_cancelled(sweep).await else { return };
-            let wait = async {
-                match &swept {
-                    Ok(()) => self.disabled.notified().await,
-                    Err(error) => {
-                        tracing::debug!("A sweep of RETRY has to wait: {error}");
-                        tokio::time::sleep(AGAIN).await;
-                    }
-                }
-            };
-            if stop.run_until_cancelled(wait).await.is_none() {
+            }
+            if stop.run_until_cancelled(self.standings.changed.notified()).await.is_none() {
                 return;
             }
         }
     }
 
-    /// Takes what waits for an endpoint off the stream one by one, each with dead letter and receipt.
-    async fn sweep(&self, endpoint: &Endpoint) -> Result<(), ReadError> {
-        let waiting = pointer::all_waiting(&id::endpoint_token(&endpoint.name));
+    async fn sweep(&self, sweep: &Sweep) -> Result<(), ReadError> {
+        match sweep {
+            Sweep::Settle(token) => self.settle(&pointer::all_waiting(token), |_| true).await,
+            Sweep::Resume(token) => {
+                let url = self.registry.url_of(token).map(String::from).unwrap_or_default();
+                let subject = Subject { token, url: &url, agent: "", delivery_id: "", sequence: u64::MAX };
+                let still = || self.standings.standing(subject) == Standing::Open;
+                self.release(token, |why| why == Why::Paused, APART, still).await;
+                Ok(())
+            }
+            Sweep::Cancel { agent, delivery_id } => {
+                for waiting in pointer::waiting_of(delivery_id) {
+                    self.settle(&waiting, |pointer| pointer.agent == *agent).await?;
+                }
+                // By now no message of OUTBOX can be meant any more.
+                let marked = self.standings.marked_at(agent, delivery_id);
+                let age = marked.and_then(|at| self.clock.now().duration_since(at).ok());
+                if age.zip(self.registry.kept_for()).is_some_and(|(age, kept_for)| age > kept_for) {
+                    self.forget_mark(agent, delivery_id).await;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends what waits on these subjects and may not go on.
+    async fn settle(&self, waiting: &str, concerns: impl Fn(&Pointer) -> bool) -> Result<(), ReadError> {
         let mut from = 1;
-        while let Some(stored) = self.broker.next(StreamKind::Retry, &waiting, from).await? {
+        while let Some(stored) = self.broker.next(StreamKind::Retry, waiting, from).await? {
             from = stored.sequence + 1;
-            self.end(endpoint, &stored).await?;
+            // What is no delivery is left for the moment when it is due.
+            let pointer = Pointer::read(&stored.headers).filter(|found| found.is_waiting_on(&stored.subject));
+            if let Some(pointer) = pointer.filter(&concerns) {
+                self.end(&pointer, &stored).await?;
+            }
         }
         Ok(())
     }
 
-    /// Ends one waiting delivery. What is not one is left for the moment when it is due.
-    async fn end(&self, endpoint: &Endpoint, stored: &StoredMessage) -> Result<(), ReadError> {
-        let Some(pointer) = Pointer::read(&stored.headers).filter(|found| found.is_waiting_on(&stored.subject)) else {
+    /// Ends one waiting delivery, if it may not go on.
+    async fn end(&self, pointer: &Pointer, stored: &StoredMessage) -> Result<(), ReadError> {
+        let (agent, delivery_id) = (pointer.agent.as_str(), pointer.delivery_id.as_str());
+        let url = self.registry.url_of(&pointer.token).map(String::from).unwrap_or_default();
+        let subject = Subject { token: &pointer.token, url: &url, agent, delivery_id, sequence: pointer.sequence };
+        let standing = self.standings.standing(subject);
+        if matches!(standing, Standing::Open | Standing::Paused) {
             return Ok(());
-        };
-        let original = match self.resolve(&pointer).await {
-            Resolved::Delivery { original, .. } => Some(original),
-            Resolved::Expired => None,
-            Resolved::Forged(_) | Resolved::Unknown => return Ok(()),
-        };
-        let Some(_hold) = self.held.take(pointer.sequence, &pointer.delivery_id) else { return Ok(()) };
-        let (agent, delivery_id) = (&pointer.agent, &pointer.delivery_id);
-        if self.ledger.look_up(agent, delivery_id, pointer.sequence, u32::MAX).await? != Known::Ended {
-            let detail = format!("endpoint `{}` answered 410 Gone to another delivery", endpoint.name);
-            let refusal = Refusal::new(Reason::EndpointDisabled, detail);
-            let letter = pointer.dead_letter(&refusal, original.as_ref());
-            self.bury(&letter, endpoint.name.as_str(), None, None).await;
         }
+        let resolved = self.resolve(pointer).await;
+        if matches!(resolved, Resolved::Forged(_) | Resolved::Unknown) {
+            return Ok(());
+        }
+        let Some(_hold) = self.held.take(pointer.sequence, delivery_id) else { return Ok(()) };
+        if self.ledger.look_up(agent, delivery_id, pointer.sequence, u32::MAX).await? != Known::Ended {
+            match (standing, resolved) {
+                (Standing::Cancelled(detail), _) => {
+                    self.tell_cancelled(pointer, detail).await;
+                }
+                (Standing::Disabled(detail), Resolved::Delivery { original, .. }) => {
+                    let refusal = disabled(&pointer.destination, &detail);
+                    self.bury(&pointer.dead_letter(&refusal, Some(&original)), &self.metric_name(pointer), None, None)
+                        .await;
+                }
+                (_, _) => {
+                    let refusal = Refusal::new(Reason::Expired, "the message is no longer in OUTBOX");
+                    self.bury(&pointer.dead_letter(&refusal, None), &self.metric_name(pointer), None, None).await;
+                }
+            }
+        }
+        self.forget_mark(agent, delivery_id).await;
         // One that fires in this moment finds its receipt.
         self.broker.remove(StreamKind::Retry, stored.sequence).await.map(drop)
     }
+
+    fn metric_name(&self, pointer: &Pointer) -> String {
+        if pointer.token.starts_with("e_") { pointer.destination.clone() } else { "callback".to_owned() }
+    }
+
+    /// Ends a delivery in hand that is cancelled.
+    pub(super) async fn cancel(&self, job: &Job<'_>, detail: String) {
+        let attempt = job.attempt - 1;
+        if let Some(pointer) = Pointer::new(job.original, job.message, job.route, attempt + 1) {
+            self.tell_cancelled(&pointer, detail).await;
+        }
+        self.forget_mark(&job.message.agent, &job.route.delivery_id).await;
+    }
+
+    async fn tell_cancelled(&self, pointer: &Pointer, detail: String) {
+        let receipt = Receipt {
+            agent: &pointer.agent,
+            message_id: &pointer.message_id,
+            delivery_id: &pointer.delivery_id,
+            destination: &pointer.destination,
+            status: Status::Cancelled,
+            attempt: pointer.attempt - 1,
+            http_status: None,
+            failure: None,
+            reason: Some("cancelled"),
+            detail: Some(detail),
+            duration: None,
+            next_attempt: None,
+            at: self.clock.now(),
+            sequence: pointer.sequence,
+        };
+        self.ledger.receipt(&receipt, None).await;
+        self.metrics.cancelled.inc();
+        tracing::info!(
+            agent.name = pointer.agent,
+            delivery.id = pointer.delivery_id,
+            "Delivery {} is cancelled",
+            pointer.delivery_id
+        );
+    }
+
+    /// The mark on one delivery has done its work.
+    async fn forget_mark(&self, agent: &str, delivery_id: &str) {
+        if self.standings.is_marked(agent, delivery_id)
+            && let Err(error) = self.broker.remove_endpoint(&cancel_key(agent, delivery_id)).await
+        {
+            tracing::debug!("The mark on {delivery_id} stays: {error}");
+        }
+    }
+}
+
+/// Why a delivery to a disabled destination is dead.
+pub(super) fn disabled(destination: &str, reason: &str) -> Refusal {
+    Refusal::new(Reason::EndpointDisabled, format!("`{destination}` is disabled: {reason}"))
 }

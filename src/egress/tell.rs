@@ -87,8 +87,8 @@ impl Worker {
         }
     }
 
-    /// Hears of a key of the bucket. `false`: it is about something else.
-    pub(super) fn hears(&self, key: &str, value: Option<&[u8]>) -> bool {
+    /// Hears of a breaker. `false`: the key is about something else.
+    pub(super) fn hears_breaker(&self, key: &str, value: Option<&[u8]>) -> bool {
         let Some(token) = key.strip_prefix(PREFIX) else { return false };
         hear(&self.gates, &self.process, token, value);
         self.show(token);
@@ -97,7 +97,7 @@ impl Worker {
 
     /// Says in the metrics whether an endpoint is left alone. What is no endpoint here has no label.
     fn show(&self, token: &str) {
-        let name = token.strip_prefix("e_").filter(|name| self.destinations.endpoints.contains_key(*name));
+        let name = token.strip_prefix("e_").filter(|name| self.registry.now().endpoints.contains_key(*name));
         if let Some(name) = name {
             let labels = DestinationLabels { destination: name.to_owned() };
             self.metrics.breaker_open.get_or_create(&labels).set(self.gates.is_open(token).into());

@@ -4,11 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use tokio::sync::Notify;
-
 use super::dead_letter::DeadLetter;
-use super::destination::Destinations;
-use super::endpoint_state::EndpointStates;
 use super::gate::Gates;
 use super::held::Held;
 use super::intake::{self, Message, Original};
@@ -16,8 +12,10 @@ use super::ledger::{Known, Ledger};
 use super::line::Lines;
 use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
+use super::registry::Registry;
 use super::route::{self, Route};
 use super::send::Sender;
+use super::standing::Standings;
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
 use crate::config::{Config, MOST_ATTEMPTS, StreamKind};
@@ -28,10 +26,10 @@ use crate::telemetry::Metrics;
 /// Everything that a delivery needs.
 pub(super) struct Worker {
     pub(super) broker: Broker,
-    pub(super) destinations: Arc<Destinations>,
+    pub(super) registry: Arc<Registry>,
     pub(super) guard: Guard,
     pub(super) sender: Sender,
-    pub(super) states: EndpointStates,
+    pub(super) standings: Standings,
     pub(super) ledger: Ledger,
     pub(super) held: Held,
     pub(super) gates: Gates,
@@ -43,8 +41,6 @@ pub(super) struct Worker {
     pub(super) process: String,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
-    /// Told when an endpoint was disabled and what waits for it has to end.
-    pub(super) disabled: Notify,
     /// The name of OUTBOX, which is part of the ids made for messages without one.
     outbox: String,
     /// The highest sequence of OUTBOX that was taken.
@@ -101,7 +97,7 @@ impl Worker {
     pub(super) fn new(
         config: &Config,
         broker: Broker,
-        destinations: Arc<Destinations>,
+        registry: Arc<Registry>,
         clock: Clock,
         metrics: Metrics,
     ) -> Result<Self, rustls::Error> {
@@ -110,21 +106,39 @@ impl Worker {
             sender: Sender::new(guard.clone(), egress.timeout, egress.concurrency, clock.clone())?,
             ledger: Ledger { broker: broker.clone(), metrics: metrics.clone() },
             outbox: broker.names().stream(StreamKind::Outbox),
-            states: EndpointStates::default(),
+            standings: Standings::new(registry.sealer()),
             held: Held::default(),
             lines: Lines::default(),
             lines_looked_at: AtomicBool::new(false),
             gates: Gates::new(egress.concurrency, clock.clone()),
             process: format!("{:016x}", rand::random::<u64>()),
-            disabled: Notify::new(),
             highest: AtomicU64::new(0),
             replicated: config.nats.replicas > 1,
             broker,
-            destinations,
+            registry,
             guard,
             clock,
             metrics,
         })
+    }
+
+    /// Hears of a key of the bucket: what is said about a destination or a delivery, an endpoint, a breaker.
+    pub(super) fn hears(&self, key: &str, value: Option<&[u8]>) {
+        let heard = match self.standings.hears(key, value) {
+            Ok(false) => self.registry.hears(key, value),
+            heard => heard,
+        };
+        match heard {
+            Ok(true) => tracing::debug!(bucket.key = key, "Heard of {key}"),
+            Ok(false) => drop(self.hears_breaker(key, value)),
+            Err(why) => {
+                self.metrics.refused_records.inc();
+                tracing::error!(
+                    bucket.key = key,
+                    "Refused the record {key} in the bucket of endpoints, what was valid before stays: it {why}"
+                );
+            }
+        }
     }
 
     /// Deals with a message of OUTBOX.
@@ -135,7 +149,7 @@ impl Worker {
             Ok(message) => message,
             Err(malformed) => return self.bury_malformed(&original, &malformed, in_doubt).await,
         };
-        let mut routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
             return Answer::Again;
         }
@@ -200,7 +214,7 @@ impl Worker {
         if (&message.agent, &message.id) != (&pointer.agent, &pointer.message_id) {
             return Resolved::Forged("it points to a message of another agent or id");
         }
-        let routes = route::route(&self.destinations, &self.guard, &original.subject, &message);
+        let routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         let known = routes.into_iter().find(|route| route.delivery_id == pointer.delivery_id);
         let route = known.unwrap_or_else(|| {
             let detail = format!("endpoint `{}` no longer wants this message", pointer.destination);

@@ -41,6 +41,10 @@ pub(crate) struct Metrics {
     pub(crate) held: Family<HeldLabels, Counter>,
     /// 1 for a destination that fails and is left alone for a while.
     pub(crate) breaker_open: Family<DestinationLabels, Gauge>,
+    /// Deliveries that were cancelled.
+    pub(crate) cancelled: Counter,
+    /// Records of the bucket that were refused.
+    pub(crate) refused_records: Counter,
     /// Receipts that could not be written.
     pub(crate) lost_receipts: Counter,
     /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
@@ -138,6 +142,8 @@ impl Metrics {
             dead_letters: Family::default(),
             held: Family::default(),
             breaker_open: Family::default(),
+            cancelled: Counter::default(),
+            refused_records: Counter::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
             already_done: Counter::default(),
@@ -171,6 +177,13 @@ impl Metrics {
         registry.register("egress_attempt_seconds", "Time that attempts took", self.attempt_seconds.clone());
         registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());
         registry.register("egress_held", "Deliveries that wait without a failed attempt, by why", self.held.clone());
+        registry.register("egress_cancelled", "Deliveries that were cancelled", self.cancelled.clone());
+        let refused = self.refused_records.clone();
+        registry.register(
+            "egress_records_refused",
+            "Records of the bucket that nobody with the key has written",
+            refused,
+        );
         let open = self.breaker_open.clone();
         registry.register("egress_breaker_open", "1 for a destination that is left alone for a while", open);
         registry.register("egress_receipts_lost", "Receipts that could not be written", self.lost_receipts.clone());

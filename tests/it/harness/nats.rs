@@ -231,6 +231,12 @@ impl Nats {
         within("the stream's state", read).await
     }
 
+    /// Whether a key of the bucket of endpoints is gone; what is left of it is a marker.
+    pub(crate) async fn is_gone(&self, key: &str) -> bool {
+        let bucket = self.jetstream().get_key_value("hookbridge_endpoints").await.unwrap();
+        bucket.get(key).await.unwrap().is_none()
+    }
+
     /// Whether the stream has a durable of this name.
     pub(crate) async fn has_consumer(&self, stream: &str, name: &str) -> bool {
         let stream = self.jetstream().get_stream_no_info(stream).await.unwrap();

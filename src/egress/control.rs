@@ -1,0 +1,310 @@
+//! What an operator can do about destinations and deliveries while couriers run.
+//!
+//! Everything is a word in the bucket, which the couriers follow: it holds also when the process that said it ends,
+//! and for couriers that start later. The command line sits on these functions.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use serde_json::Value;
+use url::Url;
+
+use super::pointer::{Pointer, Why, waiting_everywhere, waiting_of};
+use super::receipt::{self, Status};
+use super::registry;
+use super::seal::{Sealer, Summary};
+use super::standing::{Cancel, Record, State, cancel_key, state_key};
+use crate::broker::{Outgoing, Visitor};
+use crate::clock::{Clock, rfc3339, unix_millis};
+use crate::config::{self, Config, StreamKind};
+use crate::event::headers::Headers;
+use crate::event::{Name, id};
+use crate::outbound::public_url;
+
+/// How often a key is written again that somebody else wrote meanwhile.
+const WRITES: u32 = 5;
+/// How long the outbox may take to confirm.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+
+/// A visit that may say something.
+pub(crate) struct Control {
+    visitor: Visitor,
+    sealer: Sealer,
+    clock: Clock,
+    /// Who speaks.
+    by: String,
+}
+
+/// What is said about a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Deliveries wait.
+    Pause,
+    /// They go on.
+    Resume,
+    /// They are dead.
+    Disable,
+    /// They are made again.
+    Enable,
+    /// What was published until now is not delivered.
+    Cancel,
+}
+
+/// What became of a word about one delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cancelled {
+    /// A courier ended it.
+    Now,
+    /// It had ended before, so.
+    Ended(&'static str),
+    /// No courier has met it yet; one that does will end it.
+    Marked,
+}
+
+/// An endpoint of run time, or what is said of a destination.
+#[derive(Clone, Debug)]
+pub(crate) struct Said {
+    pub(crate) key: String,
+    pub(crate) value: Value,
+}
+
+/// A delivery that waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) agent: String,
+    pub(crate) delivery_id: String,
+    pub(crate) destination: String,
+    /// The attempt that comes next.
+    pub(crate) attempt: u32,
+    pub(crate) held: Option<&'static str>,
+    /// When it is due, as the server has it.
+    pub(crate) due: String,
+}
+
+/// The token of an endpoint.
+pub(crate) fn of_endpoint(name: &Name) -> String {
+    id::endpoint_token(name)
+}
+
+/// The token of all callbacks to a URL's origin.
+pub(crate) fn of_callback(url: &Url) -> String {
+    id::callback_token(url)
+}
+
+impl Control {
+    /// Over a visit, with the keys of the configuration.
+    pub(crate) fn new(visitor: Visitor, config: &Config, clock: Clock, by: &str) -> anyhow::Result<Self> {
+        let sealer = Sealer::load(&config.egress).context("egress.seal_keys")?;
+        Ok(Self { visitor, sealer, clock, by: by.to_owned() })
+    }
+
+    /// Says something about a destination. `false`: it was so already.
+    pub(crate) async fn say(&self, token: &str, word: Word, reason: &str) -> anyhow::Result<bool> {
+        let key = state_key(token);
+        for _ in 0..WRITES {
+            let (found, revision) = self.visitor.endpoint_key(&key).await?;
+            let found = found.map(|found| self.sealer.authentic::<Record>(&key, &found));
+            let before = found.and_then(Result::ok).unwrap_or_default();
+            let mut after = Record { reason: reason.to_owned(), by: self.by.clone(), at: self.now(), ..before.clone() };
+            match word {
+                Word::Pause => (after.state, after.url) = (Some(State::Paused), None),
+                Word::Disable => (after.state, after.url) = (Some(State::Disabled), None),
+                Word::Resume if before.state == Some(State::Paused) => (after.state, after.url) = (None, None),
+                Word::Enable if before.state == Some(State::Disabled) => (after.state, after.url) = (None, None),
+                Word::Resume | Word::Enable => return Ok(false),
+                Word::Cancel => after.cancelled_through = Some(self.last_of_outbox().await?),
+            }
+            let word = self.sealer.word(&key, &after);
+            if self.visitor.write_endpoint_key(&key, word.into(), revision).await? {
+                return Ok(before.state != after.state || before.cancelled_through != after.cancelled_through);
+            }
+        }
+        bail!("somebody else keeps writing {key}")
+    }
+
+    /// Cancels one delivery, and waits a moment for a courier to do it.
+    pub(crate) async fn cancel(
+        &self,
+        agent: &Name,
+        delivery_id: &str,
+        reason: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Cancelled> {
+        if !self.is_waiting(agent, delivery_id).await?
+            && let Some(ended) = self.ended(agent, delivery_id).await?
+        {
+            return Ok(Cancelled::Ended(ended.as_str()));
+        }
+        let key = cancel_key(agent.as_str(), delivery_id);
+        let cancel = Cancel { reason: reason.to_owned(), by: self.by.clone(), at: self.now() };
+        let (_, revision) = self.visitor.endpoint_key(&key).await?;
+        if !self.visitor.write_endpoint_key(&key, self.sealer.word(&key, &cancel).into(), revision).await? {
+            bail!("somebody else says something about this delivery at the same time");
+        }
+        let met = async {
+            let mut pace = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                pace.tick().await;
+                // The courier that ends it takes the mark away.
+                if self.visitor.endpoint_key(&key).await?.0.is_none() {
+                    return self.ended(agent, delivery_id).await;
+                }
+            }
+        };
+        match tokio::time::timeout(patience, met).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(Some(Status::Cancelled) | None)) => Ok(Cancelled::Now),
+            Ok(Ok(Some(other))) => Ok(Cancelled::Ended(other.as_str())),
+            Err(_) => Ok(Cancelled::Marked),
+        }
+    }
+
+    async fn is_waiting(&self, agent: &Name, delivery_id: &str) -> anyhow::Result<bool> {
+        for subject in waiting_of(delivery_id) {
+            let mut from = 1;
+            while let Some(stored) = self.visitor.next(StreamKind::Retry, &subject, from).await? {
+                from = stored.sequence + 1;
+                if Pointer::read(&stored.headers).is_some_and(|pointer| pointer.agent == agent.as_str()) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// How a delivery ended, if it did.
+    async fn ended(&self, agent: &Name, delivery_id: &str) -> anyhow::Result<Option<Status>> {
+        let mut latest = None;
+        for status in Status::TERMINAL {
+            let subject = receipt::subject(agent.as_str(), status, delivery_id);
+            let found = self.visitor.last(StreamKind::Receipts, &subject).await?;
+            latest = latest.max(found.map(|found| (found.sequence, status as u8)));
+        }
+        Ok(latest.and_then(|(_, status)| Status::TERMINAL.into_iter().find(|other| *other as u8 == status)))
+    }
+
+    /// Shows what waits, for one destination or for all.
+    pub(crate) async fn waiting(
+        &self,
+        token: Option<&str>,
+        limit: usize,
+        mut seen: impl FnMut(Waiting),
+    ) -> anyhow::Result<()> {
+        let (subject, mut from, mut left) = (waiting_everywhere(token), 1, limit);
+        while left > 0
+            && let Some(stored) = self.visitor.next(StreamKind::Retry, &subject, from).await?
+        {
+            from = stored.sequence + 1;
+            let Some(pointer) = Pointer::read(&stored.headers) else { continue };
+            left -= 1;
+            seen(Waiting {
+                agent: pointer.agent,
+                delivery_id: pointer.delivery_id,
+                destination: pointer.destination,
+                attempt: pointer.attempt,
+                held: pointer.held.map(Why::as_str),
+                due: stored.headers.get("Nats-Schedule").unwrap_or_default().trim_start_matches("@at ").to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Creates or changes an endpoint. The table is that of `[endpoints.<name>]`, its secrets in clear.
+    pub(crate) async fn put(&self, config: &Config, name: &Name, table: &Value) -> anyhow::Result<()> {
+        if !self.sealer.can_seal() {
+            bail!("endpoints of run time need a key to seal them with: set egress.seal_keys, also for the couriers");
+        }
+        if config.endpoints.contains_key(name) {
+            bail!("endpoint `{name}` is in the configuration: change it there, or take another name");
+        }
+        let endpoint: config::Endpoint = serde_json::from_value(table.clone()).context("the endpoint's table")?;
+        let mistakes = config::endpoint_mistakes(config, name, &endpoint);
+        if !mistakes.is_empty() {
+            let lines: Vec<String> = mistakes.iter().map(|found| format!("{}: {}", found.key, found.reason)).collect();
+            bail!("{}", lines.join("\n"));
+        }
+        let (key, table) = (registry::key(name), serde_json::to_vec(table)?);
+        for _ in 0..WRITES {
+            let (found, written) = self.visitor.endpoint_key(&key).await?;
+            let before =
+                found.and_then(|found| self.sealer.open(&key, &found).ok()).map_or(0, |found| found.0.revision);
+            let summary = Summary {
+                url: public_url(&endpoint.url),
+                subjects: endpoint.subjects.clone(),
+                // Grows also over a deletion, so that no old record can take the place of a newer one.
+                revision: unix_millis(self.clock.now()).max(before + 1),
+                by: self.by.clone(),
+                at: self.now(),
+            };
+            let record = self.sealer.seal(&key, summary, &table).map_err(anyhow::Error::msg)?;
+            if self.visitor.write_endpoint_key(&key, record.into(), written).await? {
+                return Ok(());
+            }
+        }
+        bail!("somebody else keeps writing {key}")
+    }
+
+    /// Takes an endpoint of run time away. `false`: there is none.
+    pub(crate) async fn delete(&self, name: &Name) -> anyhow::Result<bool> {
+        let key = registry::key(name);
+        if self.visitor.endpoint_key(&key).await?.0.is_none() {
+            return Ok(false);
+        }
+        self.visitor.remove_endpoint_key(&key).await?;
+        Ok(true)
+    }
+
+    /// Everything that the bucket says, as far as people may read it.
+    pub(crate) async fn said(&self) -> anyhow::Result<Vec<Said>> {
+        let all = self.visitor.endpoint_keys().await?;
+        let readable = all.into_iter().filter_map(|(key, value)| {
+            let mut value: Value = serde_json::from_slice(&value).ok()?;
+            let members = value.as_object_mut()?;
+            members.remove("sealed");
+            members.remove("tag");
+            Some(Said { key, value })
+        });
+        Ok(readable.collect())
+    }
+
+    /// Publishes a test delivery to an endpoint as an agent, and waits for what becomes of its first attempt: the
+    /// receipt.
+    pub(crate) async fn test(
+        &self,
+        endpoint: &Name,
+        agent: &Name,
+        body: Bytes,
+        patience: Duration,
+    ) -> anyhow::Result<Option<Value>> {
+        let message_id = format!("{agent}-test-{}", unix_millis(self.clock.now()));
+        let mut headers = Headers::default();
+        headers.push("Hookbridge-Endpoint", endpoint.as_str());
+        headers.push("ce-type", "hookbridge.test");
+        let subject = format!("outbox.{agent}");
+        let outgoing = Outgoing { subject, headers, payload: body, message_id: Some(message_id.clone()) };
+        self.visitor.store(StreamKind::Outbox, &outgoing, CONFIRM_WITHIN).await?;
+        let id = id::message(&message_id);
+        let arrives = async {
+            let mut pace = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                pace.tick().await;
+                for status in [Status::Delivered, Status::Dead, Status::Cancelled, Status::Retrying] {
+                    let subject = receipt::subject(agent.as_str(), status, &id);
+                    if let Some(found) = self.visitor.last(StreamKind::Receipts, &subject).await? {
+                        return anyhow::Ok(serde_json::from_slice(&found.payload)?);
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(patience, arrives).await.ok().transpose()
+    }
+
+    async fn last_of_outbox(&self) -> anyhow::Result<u64> {
+        Ok(self.visitor.sequences(StreamKind::Outbox).await?.map_or(0, |(_, last)| last))
+    }
+
+    fn now(&self) -> String {
+        rfc3339(self.clock.now())
+    }
+}
