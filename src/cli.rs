@@ -3,10 +3,12 @@
 //! Exit codes: 0 fine, 1 a run-time failure, 2 bad usage or configuration (`check`: 1).
 
 mod check;
+mod dead;
 mod deliveries;
 mod dev;
 mod endpoints;
 mod explain;
+mod moment;
 mod presets;
 mod publish;
 mod ready;
@@ -57,8 +59,11 @@ enum Command {
     Replay(replay::Arguments),
     /// Endpoints: what is said about them, and those that come and go at run time.
     Endpoints(endpoints::Arguments),
-    /// Deliveries: what waits, and cancelling.
+    /// Deliveries: what waits, cancelling, and delivering again.
     Deliveries(deliveries::Arguments),
+    /// Looks at dead letters, and sends them again.
+    #[command(subcommand)]
+    Dead(dead::Action),
     /// Asks a running process whether it is ready: for health checks of containers.
     Ready(ready::Arguments),
     /// Keeps a child process only as long as its own parent lives.
@@ -142,6 +147,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Replay(arguments) => replay::run(arguments).await,
         Command::Endpoints(arguments) => endpoints::run(arguments).await,
         Command::Deliveries(arguments) => deliveries::run(arguments).await,
+        Command::Dead(action) => dead::run(action).await,
         Command::Ready(arguments) => ready::run(arguments).await,
         Command::Supervise(arguments) => supervise::run(arguments).await,
     };

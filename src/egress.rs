@@ -6,6 +6,7 @@
 
 mod alarm;
 mod breaker;
+mod buried;
 pub(crate) mod control;
 mod courier;
 mod dead_letter;
@@ -13,6 +14,7 @@ mod delivery;
 mod destination;
 mod gate;
 mod held;
+mod inquiry;
 mod intake;
 mod interest;
 mod ledger;
@@ -24,6 +26,7 @@ mod reason;
 mod receipt;
 mod registry;
 mod release;
+mod replay;
 mod retry;
 mod route;
 mod seal;
@@ -36,8 +39,11 @@ mod unreadable;
 mod waiting;
 mod worker;
 
+pub(crate) use buried::Buried;
 pub(crate) use courier::Courier;
+pub(crate) use inquiry::{Delivered, Found, inquire};
 #[cfg(any(fuzzing, test))]
 pub(crate) use intake::understood_id;
 pub(crate) use registry::Registry;
+pub(crate) use replay::Origin;
 pub(crate) use unreadable::bury as bury_unreadable;

@@ -41,6 +41,24 @@ impl Visitor {
         }
     }
 
+    /// The last message on a subject.
+    pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> anyhow::Result<Option<StoredMessage>> {
+        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await?;
+        match stream.get_last_raw_message_by_subject(&self.names.subject(subject)).await {
+            Ok(message) => Ok(Some(stored(&self.names, message))),
+            Err(error) if is_absent(&error.kind()) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("the last message on {subject} cannot be read")),
+        }
+    }
+
+    /// Takes one message out of a stream.
+    pub(crate) async fn remove(&self, kind: StreamKind, sequence: u64) -> anyhow::Result<()> {
+        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await?;
+        let removed = stream.delete_message(sequence).await;
+        removed.with_context(|| format!("message {sequence} of {kind} cannot be taken out"))?;
+        Ok(())
+    }
+
     /// The first and the last sequence that the stream has; none when it is empty.
     pub(crate) async fn sequences(&self, kind: StreamKind) -> anyhow::Result<Option<(u64, u64)>> {
         let name = self.names.stream(kind);

@@ -134,13 +134,30 @@ impl Visitor {
         outgoing: &Outgoing,
         wait: Duration,
     ) -> Result<Stored, PublishError> {
+        let message = self.message_for(stream, outgoing)?;
+        confirmed(&self.jetstream, &self.names, &outgoing.subject, message, wait).await
+    }
+
+    /// The same, unless something else than the message at the sequence `last` is the last on the subject; 0 for
+    /// nothing.
+    pub(crate) async fn store_after(
+        &self,
+        stream: StreamKind,
+        outgoing: &Outgoing,
+        last: u64,
+        wait: Duration,
+    ) -> Result<Stored, PublishError> {
+        let message = self.message_for(stream, outgoing)?.expected_last_subject_sequence(last);
+        confirmed(&self.jetstream, &self.names, &outgoing.subject, message, wait).await
+    }
+
+    fn message_for(&self, stream: StreamKind, outgoing: &Outgoing) -> Result<PublishMessage, PublishError> {
         let stream = self.names.stream(stream);
         let expected = "Nats-Expected-Stream: \r\n".len() + stream.len();
         if outgoing.wire_bytes() + expected > self.server().max_payload {
             return Err(PublishError::TooLarge);
         }
-        let message = outgoing.message().expected_stream(stream);
-        confirmed(&self.jetstream, &self.names, &outgoing.subject, message, wait).await
+        Ok(outgoing.message().expected_stream(stream))
     }
 }
 

@@ -155,17 +155,6 @@ impl Visitor {
             Err(error) => Err(ReadError::new(kind, error)),
         }
     }
-
-    /// The last message on a subject.
-    pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
-        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
-        let stream = stream.map_err(|error| ReadError::new(kind, error))?;
-        match stream.get_last_raw_message_by_subject(&self.names.subject(subject)).await {
-            Ok(message) => Ok(Some(stored(&self.names, message))),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
-    }
 }
 
 pub(super) fn stored(names: &Names, message: StreamMessage) -> StoredMessage {

@@ -2,13 +2,23 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use super::endpoints::visit;
-use super::{Common, Usage, say, visible};
+use super::{Common, say, visible};
+use crate::broker::Visitor;
+use crate::clock::Clock;
+use crate::config::StreamKind;
 use crate::egress::control::{self, Cancelled, Waiting};
-use crate::event::Name;
+use crate::egress::{Delivered, Found, inquire};
+use crate::event::{Name, name};
+
+/// What `deliveries redeliver --help` ends with.
+const MANUAL: &str = "\
+The message is published to OUTBOX again as it is there, and goes to the one destination of this delivery, under the \
+same webhook-id and with all its attempts. Its receipt must still be in RECEIPTS, and the message in OUTBOX. What is \
+dead is sent again with `hookbridge dead replay`.";
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -32,13 +42,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Sends a webhook again that was delivered.
+    #[command(after_help = MANUAL)]
+    Redeliver {
+        /// The agent that sent it.
+        #[arg(long, value_name = "NAME")]
+        agent: Name,
+        /// The delivery id, as the receipt has it.
+        #[arg(long, value_name = "DELIVERY_ID", value_parser = delivery_id)]
+        delivery: String,
+    },
     /// Cancels one delivery that has not ended.
     Cancel {
         /// The agent that published the message.
         #[arg(long)]
         agent: Name,
         /// The delivery id, as it stands in the receipts.
-        #[arg(long, value_name = "DELIVERY_ID")]
+        #[arg(long, value_name = "DELIVERY_ID", value_parser = delivery_id)]
         delivery: String,
         /// Why, for whoever reads the receipt.
         #[arg(long, default_value = "by an operator")]
@@ -54,17 +74,13 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load_or_default()?;
     let control = visit(&config).await?;
     match arguments.command {
+        Command::Redeliver { agent, delivery } => redeliver(control.visitor(), &agent, &delivery).await,
         Command::List { endpoint, limit, json } => {
             let token = endpoint.as_ref().map(control::of_endpoint);
             let show = |waiting: Waiting| say(&visible(&if json { as_json(&waiting) } else { as_line(&waiting) }));
             control.waiting(token.as_deref(), limit, show).await
         }
         Command::Cancel { agent, delivery, reason, wait } => {
-            let is_id = (1..=80).contains(&delivery.len())
-                && delivery.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-            if !is_id {
-                bail!(Usage::Other("--delivery is not a delivery id: A-Z a-z 0-9 _ -".to_owned()));
-            }
             match control.cancel(&agent, &delivery, &reason, wait).await? {
                 Cancelled::Now => say(&format!("delivery {delivery} is cancelled")),
                 Cancelled::Ended(how) => bail!("delivery {delivery} had ended before: {how}"),
@@ -90,4 +106,42 @@ fn as_line(waiting: &Waiting) -> String {
         "{:<32} agent {:<12} to {:<24} attempt {} due {}{held}",
         waiting.delivery_id, waiting.agent, waiting.destination, waiting.attempt, waiting.due
     )
+}
+
+async fn redeliver(visitor: &Visitor, agent: &Name, delivery: &str) -> anyhow::Result<()> {
+    match inquire(visitor, agent.as_str(), delivery).await? {
+        Found::Delivered(delivered) => {
+            let sequence = again(visitor, &delivered).await?;
+            say(&format!("redelivered {} of {agent}, delivery {delivery}, as {sequence}", delivered.sequence));
+            Ok(())
+        }
+        Found::Unknown => bail!("RECEIPTS has no receipt of delivery `{delivery}` of agent `{agent}`, or no longer"),
+        Found::Open => bail!("delivery `{delivery}` has not ended: it is still being tried, or waits"),
+        Found::Dead => bail!(
+            "delivery `{delivery}` is dead; send it again with: hookbridge dead replay --agent {agent} --delivery \
+             {delivery}"
+        ),
+        Found::Cancelled => bail!("delivery `{delivery}` was cancelled, and never delivered"),
+    }
+}
+
+async fn again(visitor: &Visitor, delivered: &Delivered) -> anyhow::Result<u64> {
+    let sequence = delivered.sequence;
+    let original = visitor.message(StreamKind::Outbox, sequence).await?;
+    let original = original.with_context(|| {
+        format!("its message, sequence {sequence} of OUTBOX, is no longer there: the agent has to publish it anew")
+    })?;
+    let run = format!("{:016x}", rand::random::<u64>());
+    let again = delivered.again(&original, &run).with_context(|| {
+        format!("sequence {sequence} of OUTBOX is another message now: OUTBOX was made anew since the delivery")
+    })?;
+    again.publish(visitor, Clock::default().now()).await
+}
+
+/// A delivery id, as it stands in subjects.
+fn delivery_id(text: &str) -> Result<String, String> {
+    if text.is_empty() || !text.bytes().all(name::is_token_byte) {
+        return Err("a delivery id has A-Z a-z 0-9 _ - only".to_owned());
+    }
+    Ok(text.to_owned())
 }

@@ -4,13 +4,13 @@
 //! who repeats, and wants his agents to see the event again: so the message is the same in everything but its
 //! `Nats-Msg-Id`, which is new. `ce-id` stays, and two headers say what it is, so that an agent can tell.
 
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
 use percent_encoding::percent_decode_str;
 
+use super::moment::{Moment, go_on, range};
 use super::{Common, Usage, say, visible};
 use crate::broker::{Broker, Glimpse, Names, Outgoing, StoredMessage, Visitor};
 use crate::clock::{Clock, rfc3339};
@@ -73,34 +73,6 @@ pub(super) struct Arguments {
     common: Common,
 }
 
-/// A time as a person says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    Ago(Duration),
-    At(SystemTime),
-}
-
-impl FromStr for Moment {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let at = || humantime::parse_rfc3339_weak(text).map(Self::At);
-        humantime::parse_duration(text)
-            .map(Self::Ago)
-            .or_else(|_| at())
-            .map_err(|_| "a time is written `2h` for two hours ago, or `2026-01-31T12:00:00Z`".to_owned())
-    }
-}
-
-impl Moment {
-    fn time(self, now: SystemTime) -> SystemTime {
-        match self {
-            Self::Ago(ago) => now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).max(SystemTime::UNIX_EPOCH),
-            Self::At(time) => time,
-        }
-    }
-}
-
 /// Which events are meant.
 #[derive(Debug)]
 enum Wanted {
@@ -124,10 +96,7 @@ impl Wanted {
         if !subject::is_pattern(subject) || !subject.starts_with("events.") {
             return Err(Usage::Other(format!("`{subject}` is not a pattern over `events.…` subjects")));
         }
-        let (since, until) = (since.time(now), arguments.until.map_or(now, |until| until.time(now)));
-        if until <= since {
-            return Err(Usage::Other("--until is not after --since".to_owned()));
-        }
+        let (since, until) = range(since, arguments.until, now)?;
         Ok(Self::Stored { subject: subject.clone(), since, until })
     }
 
@@ -190,12 +159,8 @@ fn line(event: &Glimpse) -> String {
 
 fn how_to_go_on(wanted: &Wanted, next: &Glimpse) -> String {
     match wanted {
-        Wanted::Stored { .. } => format!(
-            "more events match, and the next is sequence {}; go on with --since {}",
-            next.sequence,
-            humantime::format_rfc3339_nanos(next.stored)
-        ),
-        Wanted::Sequence(_) | Wanted::Id { .. } => "more events match; raise it".to_owned(),
+        Wanted::Stored { .. } => go_on(next.sequence, next.stored),
+        Wanted::Sequence(_) | Wanted::Id { .. } => "more match; raise it".to_owned(),
     }
 }
 
@@ -335,17 +300,5 @@ mod tests {
         let original = event(&[("ce-id", "a:replay:b"), ("Nats-Msg-Id", "github:a:replay:b")]);
         assert!(again(&original, 2, UNIX_EPOCH).message_id.unwrap().starts_with("github:a:replay:b:replay:"));
         assert!(again(&event(&[("ce-id", "x")]), 2, UNIX_EPOCH).message_id.unwrap().starts_with("x:replay:"));
-    }
-
-    #[test]
-    fn a_time_is_so_long_ago_or_a_date() {
-        let now = UNIX_EPOCH + Duration::from_secs(10_000);
-        let time = |text: &str| text.parse::<Moment>().unwrap().time(now);
-        assert_eq!(time("2h"), UNIX_EPOCH + Duration::from_secs(2800));
-        assert_eq!(time("1000000y"), UNIX_EPOCH);
-        assert_eq!(time("1970-01-01T00:00:01.5Z"), UNIX_EPOCH + Duration::from_millis(1500));
-        for text in ["", "yesterday", "2h ago", "12:00"] {
-            assert!(text.parse::<Moment>().unwrap_err().contains("2h"), "{text}");
-        }
     }
 }

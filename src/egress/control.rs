@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use url::Url;
 
+use super::inquiry::{Found, inquire};
 use super::pointer::{Pointer, Why, waiting_everywhere, waiting_of};
 use super::receipt::{self, Status};
 use super::registry;
@@ -24,6 +25,8 @@ use crate::outbound::public_url;
 
 /// How often a key is written again that somebody else wrote meanwhile.
 const WRITES: u32 = 5;
+/// The ending that was asked for.
+const CANCELLED: &str = "cancelled";
 /// How long the outbox may take to confirm.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 
@@ -134,7 +137,7 @@ impl Control {
         if !self.is_waiting(agent, delivery_id).await?
             && let Some(ended) = self.ended(agent, delivery_id).await?
         {
-            return Ok(Cancelled::Ended(ended.as_str()));
+            return Ok(Cancelled::Ended(ended));
         }
         let key = cancel_key(agent.as_str(), delivery_id);
         let cancel = Cancel { reason: reason.to_owned(), by: self.by.clone(), at: self.now() };
@@ -154,8 +157,8 @@ impl Control {
         };
         match tokio::time::timeout(patience, met).await {
             Ok(Err(error)) => Err(error),
-            Ok(Ok(Some(Status::Cancelled) | None)) => Ok(Cancelled::Now),
-            Ok(Ok(Some(other))) => Ok(Cancelled::Ended(other.as_str())),
+            Ok(Ok(Some(CANCELLED) | None)) => Ok(Cancelled::Now),
+            Ok(Ok(Some(other))) => Ok(Cancelled::Ended(other)),
             Err(_) => Ok(Cancelled::Marked),
         }
     }
@@ -174,14 +177,18 @@ impl Control {
     }
 
     /// How a delivery ended, if it did.
-    async fn ended(&self, agent: &Name, delivery_id: &str) -> anyhow::Result<Option<Status>> {
-        let mut latest = None;
-        for status in Status::TERMINAL {
-            let subject = receipt::subject(agent.as_str(), status, delivery_id);
-            let found = self.visitor.last(StreamKind::Receipts, &subject).await?;
-            latest = latest.max(found.map(|found| (found.sequence, status as u8)));
-        }
-        Ok(latest.and_then(|(_, status)| Status::TERMINAL.into_iter().find(|other| *other as u8 == status)))
+    async fn ended(&self, agent: &Name, delivery_id: &str) -> anyhow::Result<Option<&'static str>> {
+        Ok(match inquire(&self.visitor, agent.as_str(), delivery_id).await? {
+            Found::Unknown | Found::Open => None,
+            Found::Delivered(_) => Some("delivered"),
+            Found::Dead => Some("dead"),
+            Found::Cancelled => Some(CANCELLED),
+        })
+    }
+
+    /// The visit itself, to look at streams.
+    pub(crate) fn visitor(&self) -> &Visitor {
+        &self.visitor
     }
 
     /// Shows what waits, for one destination or for all.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::intake::Original;
 use super::reason::{Refusal, printable};
 use super::receipt::{Receipt, Status};
+use super::replay::{Origin, REPLAY_OF};
 use crate::broker::Outgoing;
 use crate::event::headers::Headers;
 
@@ -61,7 +62,11 @@ impl<'a> DeadLetter<'a> {
         headers.push("Hookbridge-Outbox-Sequence", self.sequence.to_string());
         let mut payload = Bytes::new();
         if let Some(original) = self.original {
-            headers.push("Hookbridge-Subject", printable(&original.subject));
+            // Whole, however long: a replay is published on it.
+            headers.push("Hookbridge-Subject", original.subject.replace(char::is_control, " "));
+            if let Some(origin) = Origin::of(&original.headers) {
+                headers.push(REPLAY_OF, origin.to_string());
+            }
             let own: Vec<_> = original.headers.iter().filter(|(name, _)| is_original(name)).collect();
             let room = own.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
             if room + headers.wire_bytes() <= HEADER_ROOM {
@@ -80,7 +85,7 @@ impl<'a> DeadLetter<'a> {
 }
 
 /// The original's headers, less what NATS would act on again and what only Hookbridge may say.
-fn is_original(name: &str) -> bool {
+pub(super) fn is_original(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let routing = ["hookbridge-endpoint", "hookbridge-callback-url", "hookbridge-task-id"].contains(&lower.as_str());
     routing || !(lower.starts_with("nats-") || lower.starts_with("hookbridge-"))
@@ -136,6 +141,14 @@ mod tests {
         assert_eq!(message.headers.get("Nats-Msg-Id"), None);
         assert_eq!(message.headers.get("Nats-TTL"), None);
         assert_eq!(message.headers.all("Hookbridge-Reason").collect::<Vec<_>>(), ["exhausted"]);
+    }
+
+    #[test]
+    fn a_dead_letter_of_a_replay_says_what_was_replayed() {
+        let message = letter(&[("Hookbridge-Replay-Of", "DEAD:3")], b"", 1 << 20);
+        assert_eq!(message.headers.all("Hookbridge-Replay-Of").collect::<Vec<_>>(), ["DEAD:3"]);
+        let message = letter(&[("Hookbridge-Replay-Of", "3")], b"", 1 << 20);
+        assert_eq!(message.headers.get("Hookbridge-Replay-Of"), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use super::reason::{Reason, Refusal};
+use super::replay::Replayed;
 use crate::event::headers::Headers;
 use crate::event::{id, name, subject, trace};
 
@@ -46,6 +47,8 @@ pub(super) struct Message {
     /// Safe as a subject token; also the `webhook-id`.
     pub(super) id: String,
     pub(super) target: Target,
+    /// Of all deliveries only this one: the message is a replay of it.
+    pub(super) only: Option<String>,
     pub(super) body: Bytes,
     pub(super) content_type: HeaderValue,
     /// What kind of message it is, where its sender says: the envelope's `type`, or `ce-type`.
@@ -81,15 +84,19 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
     // To NATS an empty id is none.
     let header_id = original.headers.iter().find(|(name, _)| *name == MESSAGE_ID).map(|(_, value)| value);
     let header_id = header_id.filter(|id| !id.is_empty());
+    // A replay has an id of its own for NATS, and the one of its original for everybody else.
+    let replayed = Replayed::read(&original.headers);
+    let header_id = replayed.as_ref().map(|replayed| replayed.message_id.clone()).or(header_id.map(id::message));
     let malformed = |detail: String| Malformed {
         agent: if valid_agent { agent.to_owned() } else { "_".to_owned() },
-        id: header_id.map_or_else(|| original.fallback_id.clone(), id::message),
+        id: header_id.clone().unwrap_or_else(|| original.fallback_id.clone()),
         refusal: Refusal::new(Reason::Malformed, detail),
     };
     if !valid_agent {
         return Err(malformed(format!("`{agent}` is not an agent's name: use 1 to 64 of A-Z a-z 0-9 _ -")));
     }
     refuse_misspelt_id(&original.headers).map_err(malformed)?;
+    let only = replayed.map_or(Ok(None), Replayed::only).map_err(malformed)?;
     let envelope = match routing_header(&original.headers).map_err(malformed)? {
         Some(target) => Envelope { target: Some(target), ..Envelope::default() },
         // On a topic the body is never looked into.
@@ -104,15 +111,16 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
         None => DEFAULT_CONTENT_TYPE,
     };
     let envelope_id = envelope.id.as_deref().filter(|id| !id.is_empty());
-    let id = header_id.or(envelope_id).map_or_else(|| original.fallback_id.clone(), id::message);
+    let id = header_id.clone().or_else(|| envelope_id.map(id::message));
     let body = match envelope.payload {
         Some(payload) => payload,
         None => original.payload.clone(),
     };
     Ok(Message {
         agent: agent.to_owned(),
-        id,
+        id: id.unwrap_or_else(|| original.fallback_id.clone()),
         target: envelope.target.unwrap_or(Target::FanOut),
+        only,
         body,
         content_type,
         event_type: envelope.event_type.or_else(|| original.headers.get("ce-type").map(str::to_owned)),
@@ -376,6 +384,32 @@ mod tests {
         assert_eq!(understood(BARE, &[], body).id, "inner");
         assert_eq!(understood(BARE, &[], "x").id, "m_fallback");
         assert!(understood(BARE, &[("Nats-Msg-Id", "a.b *")], "x").id.starts_with("h_"));
+    }
+
+    const REPLAY: [(&str, &str); 3] =
+        [("Hookbridge-Replay-Of", "DEAD:17"), ("Hookbridge-Message-Id", "m"), ("Nats-Msg-Id", "replay:DEAD:17:x")];
+
+    #[test]
+    fn a_replay_keeps_the_id_of_its_original_and_means_its_delivery_alone() {
+        let one = [&REPLAY[..], &[("Hookbridge-Delivery-Id", "m-ABCDEFGH")]].concat();
+        let message = understood(BARE, &one, r#"{"endpoint":"a","payload":1,"id":"inner"}"#);
+        assert_eq!((message.id.as_str(), message.only.as_deref()), ("m", Some("m-ABCDEFGH")));
+        assert_eq!((message.target, &message.body[..]), (Target::Endpoint("a".to_owned()), &b"1"[..]));
+        let whole = [&REPLAY[..], &[("Hookbridge-Delivery-Id", "m")]].concat();
+        assert_eq!(understood(BARE, &whole, "x").only, None);
+        let foreign = [&REPLAY[..], &[("Hookbridge-Delivery-Id", "n-ABCDEFGH")]].concat();
+        assert!(malformed(BARE, &foreign, "x").contains("Hookbridge-Delivery-Id"));
+    }
+
+    #[test]
+    fn the_headers_of_a_replay_change_nothing_in_a_message_that_is_none() {
+        let passed_on = [("Hookbridge-Message-Id", "other"), ("Hookbridge-Delivery-Id", "other-ABCDEFGH")];
+        let of_an_event = [passed_on[0], passed_on[1], ("Hookbridge-Replay-Of", "17")];
+        for headers in [&passed_on[..], &of_an_event] {
+            let message = understood(BARE, &[headers, &[("Nats-Msg-Id", "own")]].concat(), "x");
+            assert_eq!((message.id.as_str(), message.only), ("own", None));
+            assert_eq!(understood(BARE, headers, "x").id, "m_fallback");
+        }
     }
 
     #[test]

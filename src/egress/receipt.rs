@@ -104,9 +104,14 @@ impl Progress {
     }
 }
 
+/// The sequence in OUTBOX of the message that a stored receipt is about.
+pub(super) fn about(receipt: &StoredMessage) -> Option<u64> {
+    receipt.headers.get(SEQUENCE)?.parse().ok()
+}
+
 /// What a stored receipt tells, if it is about this outbox message.
 pub(super) fn progress(receipt: &StoredMessage, sequence: u64) -> Option<Progress> {
-    let about = receipt.headers.get(SEQUENCE)?.parse::<u64>().ok()?;
+    let about = about(receipt)?;
     let progress = serde_json::from_slice(&receipt.payload).ok()?;
     (about == sequence).then_some(progress)
 }

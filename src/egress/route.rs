@@ -19,8 +19,21 @@ pub(super) struct Route {
     pub(super) destination: Result<Destination, Refusal>,
 }
 
-/// The routes of a message; never none, since a message that nobody wants is a dead letter.
+/// The routes of a message; never none, since a message that nobody wants is a dead letter. Of a replay, only the route
+/// of the delivery that it repeats.
 pub(super) fn route(destinations: &Destinations, guard: &Guard, subject: &str, message: &Message) -> Vec<Route> {
+    let mut routes = all(destinations, guard, subject, message);
+    let Some(only) = &message.only else { return routes };
+    routes.retain(|route| route.delivery_id == *only);
+    if routes.is_empty() {
+        let detail = "no endpoint that wants this message now has this delivery id: the one it was for is gone, \
+                      has another name, or no longer lists the subject";
+        routes.push(Route::nowhere(only.clone(), Refusal::new(Reason::Unroutable, detail)));
+    }
+    routes
+}
+
+fn all(destinations: &Destinations, guard: &Guard, subject: &str, message: &Message) -> Vec<Route> {
     match &message.target {
         Target::Endpoint(name) => vec![to_endpoint(destinations, name, message)],
         Target::Callback(url) => {

@@ -50,7 +50,7 @@ struct Sealed {
 impl Sealer {
     /// Reads the keys.
     pub(crate) fn load(egress: &Egress) -> Result<Self, KeyError> {
-        let keys = KeyRing::load(egress.seal_keys.clone(), |secret| key(secret))?;
+        let keys = KeyRing::load(egress.seal_keys.clone(), key)?;
         Ok(Self(keys.keys().iter().cloned().collect()))
     }
 

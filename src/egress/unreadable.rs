@@ -36,5 +36,8 @@ pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> V
         original: Some(&original),
         sequence: found.sequence,
     };
-    vec![letter.message(max_payload), letter.receipt(now).message(None)]
+    let mut buried = letter.message(max_payload);
+    // Nobody knows where the message was to go: it cannot be replayed.
+    buried.headers.push("Hookbridge-Headers", "unreadable");
+    vec![buried, letter.receipt(now).message(None)]
 }

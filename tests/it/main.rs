@@ -11,6 +11,7 @@ mod architecture;
 mod batches;
 mod command_line;
 mod control;
+mod dead_letter_replay;
 mod dedupe_over_restarts;
 mod deliveries;
 mod endpoints_at_run_time;

@@ -130,7 +130,7 @@ async fn many_events_are_replayed_by_subject_and_time_once_somebody_says_yes() {
     assert_eq!(nats.count("EVENTS").await, 5);
 
     let limited = replay(&["--yes", "--limit", "2"]).await;
-    let expected = "stopped at --limit 2: more events match, and the next is sequence 4; go on with --since ";
+    let expected = "stopped at --limit 2: more match, and the next is sequence 4; go on with --since ";
     let (_, since) =
         limited.assert_code(1).stderr.trim_end().split_once(expected).unwrap_or_else(|| panic!("{limited}"));
     assert_eq!(limited.stdout.lines().count(), 2);
