@@ -291,6 +291,9 @@ pub enum KeyError {
         /// What is wrong with it; never the value.
         reason: String,
     },
+    /// A file of certificates or their key cannot be used. The text says which, and why.
+    #[error("{0}")]
+    Certificate(String),
 }
 
 impl<K: 'static> KeyRing<K> {

@@ -186,13 +186,16 @@ fn destinations(config: &Config) {
         say(&format!("    {subjects}; agents {}; {signed}", agent_list(&endpoint.agents)));
         signed_as(&endpoint.signatures);
         ends(&endpoint.secrets);
+        endpoint.tls.iter().for_each(|tls| say(&format!("    TLS: {}", own_tls(tls))));
     }
     let callbacks = if config.callbacks.allow.is_empty() { "none allowed".to_owned() } else { allowed(config) };
     say(&format!("callbacks {callbacks}"));
     if !config.callbacks.allow.is_empty() {
         signed_as(&config.callbacks.signatures);
         ends(&config.callbacks.secrets);
+        config.callbacks.tls.iter().for_each(|tls| say(&format!("          TLS: {}", own_tls(tls))));
     }
+    reach(config);
     let waits: Vec<String> =
         config.egress.retry.waits().iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
     say(&format!("retries   {} attempts, after {}", waits.len() + 1, waits.join(", ")));
@@ -211,6 +214,34 @@ fn ends(secrets: &[SecretEntry]) {
         let word = if secret.holds(SystemTime::now()) { "holds until" } else { "has ended, at" };
         say(&format!("    secret {secret} {word} {}", humantime::format_rfc3339_seconds(until)));
     }
+}
+
+fn own_tls(tls: &config::ClientTls) -> String {
+    let ca = tls.ca.as_ref().map_or("system's authorities".to_owned(), |ca| format!("authorities {}", ca.display()));
+    let certificate = tls.certificate.as_ref().map(|path| format!(", client certificate {}", path.display()));
+    format!("{ca}{}", certificate.unwrap_or_default())
+}
+
+/// What the address guard lets through beyond public addresses over https.
+fn reach(config: &Config) {
+    let egress = &config.egress;
+    let scheme = if egress.allow_http { "http and https" } else { "https" };
+    let ports = if egress.allow_ports.is_empty() { "usual".to_owned() } else { list(&egress.allow_ports) };
+    say(&format!("reach     {scheme}, public addresses, ports {ports}"));
+    for (what, items) in [
+        ("also networks", strings(&egress.allow_networks)),
+        ("also hosts", strings(&egress.allow_hosts)),
+        ("never hosts", strings(&egress.deny_hosts)),
+        ("name servers", strings(&egress.nameservers)),
+    ] {
+        if !items.is_empty() {
+            say(&format!("          {what} {}", items.join(", ")));
+        }
+    }
+}
+
+fn strings(items: &[impl ToString]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
 }
 
 fn allowed(config: &Config) -> String {
@@ -313,7 +344,7 @@ async fn differences(config: &Config, visitor: &Visitor) -> bool {
 }
 
 fn list(items: &[impl ToString]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    strings(items).join(", ")
 }
 
 fn size(bytes: u64) -> String {

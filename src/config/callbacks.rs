@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::client_tls::ClientTls;
 use super::endpoints::{AgentPattern, SignatureForm, any_agent, default_signatures};
 use crate::event::UrlPrefix;
 use crate::secret::SecretEntry;
@@ -19,10 +20,13 @@ pub struct Callbacks {
     pub secrets: Vec<SecretEntry>,
     /// How callbacks are signed.
     pub signatures: Vec<SignatureForm>,
+    /// Certificate authorities and a client certificate for all callbacks.
+    pub tls: Option<ClientTls>,
 }
 
 impl Default for Callbacks {
     fn default() -> Self {
-        Self { allow: Vec::new(), agents: any_agent(), secrets: Vec::new(), signatures: default_signatures() }
+        let (agents, signatures) = (any_agent(), default_signatures());
+        Self { allow: Vec::new(), agents, secrets: Vec::new(), signatures, tls: None }
     }
 }

@@ -10,6 +10,8 @@ use super::policy::{Breaker, Retry, breaker_or_none};
 use super::rate::{Rate, rate_or_none};
 use crate::secret::SecretRef;
 
+use super::reach::{HostPattern, NameServer, Ports};
+
 /// Webhooks going out.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,8 +49,26 @@ pub struct Egress {
     /// The keys that seal what is stored of endpoints at run time, 32 bytes each in base64 or hexadecimal. The first
     /// seals, all open: rotation. Without any, endpoints come from the configuration alone.
     pub seal_keys: Vec<SecretRef>,
-    /// Private networks that may be reached. Empty unless you deliver inside your own network.
+    /// Networks that may be reached although they are not public: private ones, loopback, an address of this very
+    /// machine. Empty unless you deliver inside your own network. A cloud's metadata address passes only when it
+    /// is listed by itself, as a /32 or /128.
     pub allow_networks: Vec<IpNet>,
+    /// Hosts that may have private names and private addresses: `vault.corp.example.com`, or `*.corp.example.com` for
+    /// everything beneath. That covers RFC 1918, shared (100.64.0.0/10), unique local and loopback addresses;
+    /// anything else that is not public, and an address of this very machine, still needs `allow_networks`.
+    pub allow_hosts: Vec<HostPattern>,
+    /// Hosts that are never reached, whatever else is allowed; written like `allow_hosts`.
+    pub deny_hosts: Vec<HostPattern>,
+    /// The only ports that may be reached, for example `[443, "8000-8999"]`. Empty allows every port but those that
+    /// are known for another protocol than HTTP.
+    pub allow_ports: Vec<Ports>,
+    /// The name servers that are asked instead of the system's resolver, for example `["10.0.0.2:53"]`, over UDP and
+    /// TCP. The hosts file and search domains then play no part.
+    pub nameservers: Vec<NameServer>,
+    /// The age up to which a kept connection takes another request, so that a changed address is noticed under
+    /// constant traffic too. `"0s"` makes a connection for each attempt.
+    #[serde(with = "humantime_serde")]
+    pub max_connection_age: Duration,
     /// Whether `http://` may be used. Without it only `https://` is.
     pub allow_http: bool,
 }
@@ -72,6 +92,11 @@ impl Default for Egress {
             breaker: Some(Breaker::default()),
             seal_keys: Vec::new(),
             allow_networks: Vec::new(),
+            allow_hosts: Vec::new(),
+            deny_hosts: Vec::new(),
+            allow_ports: Vec::new(),
+            nameservers: Vec::new(),
+            max_connection_age: Duration::from_secs(60),
             allow_http: false,
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
 
+use super::client_tls::ClientTls;
 use super::policy::{Breaker, Retry, own_breaker};
 use super::rate::{Rate, own_rate};
 use crate::event::{Name, Place};
@@ -68,6 +69,9 @@ pub struct Endpoint {
     /// Instead of `egress.breaker`.
     #[serde(default, deserialize_with = "own_breaker")]
     pub breaker: Option<Option<Breaker>>,
+    /// Certificate authorities and a client certificate of the endpoint's own.
+    #[serde(default)]
+    pub tls: Option<ClientTls>,
 }
 
 /// The name of an agent, or `*` for all.

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{Breaker, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
+use super::{Breaker, ClientTls, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
 use crate::event::{Name, Place, UrlPrefix, subject};
 use crate::secret::{KeyRing, SecretEntry, SecretRef};
 use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
@@ -341,6 +341,10 @@ fn endpoint(table: &str, endpoint: &Endpoint, allow_http: bool, findings: &mut F
     let own = endpoint.headers.keys().filter_map(|name| name.parse().ok());
     let carried: Vec<HeaderName> = CARRIED.into_iter().chain(own).collect();
     signatures(table, &endpoint.signatures, &endpoint.secrets, &carried, findings);
+    client_tls(table, endpoint.tls.as_ref(), findings);
+    if endpoint.tls.is_some() && endpoint.url.scheme() == "http" {
+        findings.add(format!("{table}.tls"), "is for https, and the URL is http");
+    }
     for pattern in
         endpoint.subjects.iter().filter(|pattern| !subject::is_pattern(pattern) || !pattern.starts_with("outbox."))
     {
@@ -363,6 +367,17 @@ fn callbacks(config: &Config, findings: &mut Findings) {
     let callbacks = &config.callbacks;
     if !callbacks.allow.is_empty() {
         signatures("callbacks", &callbacks.signatures, &callbacks.secrets, &CARRIED, findings);
+    }
+    client_tls("callbacks", callbacks.tls.as_ref(), findings);
+}
+
+fn client_tls(table: &str, tls: Option<&ClientTls>, findings: &mut Findings) {
+    let Some(tls) = tls else { return };
+    if tls.is_empty() {
+        return findings.add(format!("{table}.tls"), "names no file; leave it out for the system's authorities");
+    }
+    if let Err(error) = tls.load() {
+        findings.add(format!("{table}.tls.{}", error.key), error.to_string());
     }
 }
 

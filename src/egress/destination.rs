@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use url::Url;
@@ -9,9 +10,9 @@ use url::Url;
 use super::interest::Interest;
 use super::retry::Policy;
 use super::signer::Signer;
-use crate::config::{self, AgentPattern, Config, StreamKind};
+use crate::config::{self, AgentPattern, ClientTls, Config, Egress, StreamKind};
 use crate::event::{Name, UrlPrefix, id};
-use crate::outbound::public_url;
+use crate::outbound::{Client, ClientOptions, Guard, public_url};
 use crate::secret::{KeyError, Reload};
 
 /// All destinations at one moment.
@@ -37,6 +38,8 @@ pub(super) struct Endpoint {
     pub(super) policy: Policy,
     /// One at a time, in the order of the stream.
     pub(super) ordered: bool,
+    /// Its own client, where it has TLS of its own.
+    pub(super) client: Option<Client>,
 }
 
 /// The policy for URLs that come with a message.
@@ -45,6 +48,8 @@ pub(super) struct Callbacks {
     pub(super) agents: Vec<AgentPattern>,
     pub(super) signer: Signer,
     pub(super) policy: Policy,
+    /// Their own client, where they have TLS of their own.
+    pub(super) client: Option<Client>,
 }
 
 /// One place that a delivery can be sent to.
@@ -60,16 +65,18 @@ impl Destinations {
         let mut endpoints = BTreeMap::new();
         let kept_for = config.streams.limits(StreamKind::Outbox).max_age;
         for (name, endpoint) in &config.endpoints {
-            let prepared = Endpoint::new(name, endpoint, Policy::new(&config.egress, Some(endpoint), kept_for));
-            let prepared = prepared.map_err(|error| (format!("endpoints.{name}"), error))?;
+            let prepared = Endpoint::new(name, endpoint, &config.egress, kept_for)
+                .map_err(|error| (format!("endpoints.{name}"), error))?;
             endpoints.insert(name.clone(), Arc::new(prepared));
         }
         let callbacks = &config.callbacks;
         let signer = Signer::new(&callbacks.signatures, &callbacks.secrets);
-        let signer = signer.map_err(|error| ("callbacks".to_owned(), error))?;
+        let in_callbacks = |error| ("callbacks".to_owned(), error);
+        let (signer, client) = (signer.map_err(in_callbacks)?, own_client(callbacks.tls.as_ref(), &config.egress));
+        let client = client.map_err(in_callbacks)?;
         let (allow, agents) = (callbacks.allow.clone(), callbacks.agents.clone());
         let policy = Policy::new(&config.egress, None, kept_for);
-        let callbacks = Arc::new(Callbacks { allow, agents, signer, policy });
+        let callbacks = Arc::new(Callbacks { allow, agents, signer, policy, client });
         Ok(Self { endpoints, callbacks, wanting: Vec::new(), interest: Interest::default() }.with(&BTreeMap::new()))
     }
 
@@ -91,10 +98,12 @@ impl Destinations {
         all.filter(move |endpoint| endpoint.wants_type(event_type))
     }
 
-    /// The key rings that SIGHUP reads again.
+    /// The key rings and certificates that SIGHUP reads again.
     pub(crate) fn secrets(&self) -> Vec<Arc<dyn Reload>> {
+        let clients = self.endpoints.values().map(|endpoint| &endpoint.client).chain([&self.callbacks.client]);
+        let clients = clients.flatten().map(|client| Arc::new(client.clone()) as Arc<dyn Reload>);
         let signers = self.endpoints.values().map(|endpoint| &endpoint.signer).chain([&self.callbacks.signer]);
-        signers.flat_map(Signer::secrets).collect()
+        signers.flat_map(Signer::secrets).chain(clients).collect()
     }
 }
 
@@ -104,7 +113,13 @@ impl Endpoint {
         self.types.is_empty() || event_type.is_some_and(wants)
     }
 
-    pub(super) fn new(name: &Name, endpoint: &config::Endpoint, policy: Policy) -> Result<Self, KeyError> {
+    /// Prepares an endpoint. `kept_for` is how long OUTBOX keeps a message.
+    pub(super) fn new(
+        name: &Name,
+        endpoint: &config::Endpoint,
+        egress: &Egress,
+        kept_for: Option<Duration>,
+    ) -> Result<Self, KeyError> {
         // Both parse: the configuration was checked when it was loaded.
         let header = |(name, value): (&String, &String)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?));
         Ok(Self {
@@ -115,10 +130,16 @@ impl Endpoint {
             agents: endpoint.agents.clone(),
             headers: endpoint.headers.iter().filter_map(header).collect(),
             signer: Signer::new(&endpoint.signatures, &endpoint.secrets)?,
-            policy,
+            policy: Policy::new(egress, Some(endpoint), kept_for),
             ordered: endpoint.ordered,
+            client: own_client(endpoint.tls.as_ref(), egress)?,
         })
     }
+}
+
+/// The client of a destination with TLS of its own; all others share one.
+fn own_client(tls: Option<&ClientTls>, egress: &Egress) -> Result<Option<Client>, KeyError> {
+    tls.map(|tls| Client::with_tls(&Guard::new(egress), ClientOptions::of(egress), tls)).transpose()
 }
 
 impl Destination {
@@ -148,6 +169,14 @@ impl Destination {
         match self {
             Self::Endpoint(endpoint) => Some(&endpoint.headers),
             Self::Callback { .. } => None,
+        }
+    }
+
+    /// The client with its own TLS, if it has any.
+    pub(super) fn client(&self) -> Option<&Client> {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.client.as_ref(),
+            Self::Callback { policy, .. } => policy.client.as_ref(),
         }
     }
 

@@ -12,7 +12,6 @@ use arc_swap::ArcSwap;
 use url::Url;
 
 use super::destination::{Destinations, Endpoint};
-use super::retry::Policy;
 use super::seal::Sealer;
 use crate::config::{self, Config, StreamKind};
 use crate::event::Name;
@@ -108,8 +107,8 @@ impl Registry {
         if let Some(mistake) = config::endpoint_mistakes(&self.config, name, &endpoint).into_iter().next() {
             return Err(format!("{}: {}", mistake.key, mistake.reason));
         }
-        let policy = Policy::new(&self.config.egress, Some(&endpoint), self.kept_for());
-        let endpoint = Endpoint::new(name, &endpoint, policy).map_err(|error| error.to_string())?;
+        let endpoint = Endpoint::new(name, &endpoint, &self.config.egress, self.kept_for());
+        let endpoint = endpoint.map_err(|error| error.to_string())?;
         Ok((summary.revision, endpoint))
     }
 

@@ -3,7 +3,7 @@
 //! All deliveries share one client, so that connections are reused; it is the one behind the address guard.
 
 use std::borrow::Cow;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
@@ -18,8 +18,9 @@ use super::reason::Failure;
 use super::retry::{Outcome, parse_retry_after};
 use super::signer::NotSigned;
 use crate::clock::{Clock, unix_seconds};
+use crate::config::Egress;
 use crate::event::trace;
-use crate::outbound::{AGENT, Cause, Client, Guard, request_target};
+use crate::outbound::{AGENT, Cause, Client, ClientOptions, Guard, request_target};
 use crate::signature::Outgoing;
 
 /// The most bytes of an answer's body that are read; enough to drain a usual one and keep its connection.
@@ -37,15 +38,9 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    /// Prepares the client: TLS with the system's certificate authorities, up to `concurrency` kept connections
-    /// per host.
-    pub(super) fn new(
-        guard: Guard,
-        timeout: Duration,
-        concurrency: usize,
-        clock: Clock,
-    ) -> Result<Self, rustls::Error> {
-        let client = Client::new(&guard, timeout, concurrency)?;
+    /// Prepares the client of all destinations that have no TLS of their own.
+    pub(super) fn new(guard: Guard, egress: &Egress, clock: Clock) -> Result<Self, rustls::Error> {
+        let client = Client::new(&guard, ClientOptions::of(egress))?;
         Ok(Self { client, guard, clock })
     }
 
@@ -72,7 +67,8 @@ impl Sender {
         };
         let timeout = destination.policy().timeout;
         let deadline = Instant::now() + timeout;
-        let answer = match tokio::time::timeout_at(deadline, self.client.request(request)).await {
+        let client = destination.client().unwrap_or(&self.client);
+        let answer = match tokio::time::timeout_at(deadline, client.request(request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(cause)) => return unanswered(cause),
             Err(_) => {

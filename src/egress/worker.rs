@@ -103,7 +103,7 @@ impl Worker {
     ) -> Result<Self, rustls::Error> {
         let (egress, guard) = (&config.egress, Guard::new(&config.egress));
         Ok(Self {
-            sender: Sender::new(guard.clone(), egress.timeout, egress.concurrency, clock.clone())?,
+            sender: Sender::new(guard.clone(), egress, clock.clone())?,
             ledger: Ledger { broker: broker.clone(), metrics: metrics.clone() },
             outbox: broker.names().stream(StreamKind::Outbox),
             standings: Standings::new(registry.sealer()),

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use url::Url;
 
-use super::client::{AGENT, Cause, Client};
+use super::client::{AGENT, Cause, Client, ClientOptions};
 use super::guard::{Blocked, Guard};
 use super::target::{public_url, request_target};
 
@@ -29,6 +29,8 @@ const MAX_URL: usize = 4096;
 const MAX_NAME: usize = 256;
 /// Unused connections that are kept per host.
 const KEPT_CONNECTIONS: usize = 4;
+/// The age up to which a kept connection takes another request.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
 
 /// Fetches documents through the address guard.
 #[derive(Clone)]
@@ -63,7 +65,8 @@ pub(crate) enum FetchError {
 impl Fetcher {
     /// Prepares the client; `timeout` is [`FETCH_TIMEOUT`] everywhere but in tests.
     pub(crate) fn new(guard: Guard, timeout: Duration) -> Result<Self, rustls::Error> {
-        Ok(Self { client: Client::new(&guard, timeout, KEPT_CONNECTIONS)?, guard, timeout, prepared: Arc::default() })
+        let options = ClientOptions { timeout, kept: KEPT_CONNECTIONS, max_age: MAX_CONNECTION_AGE };
+        Ok(Self { client: Client::new(&guard, options)?, guard, timeout, prepared: Arc::default() })
     }
 
     /// Answers some URLs by itself instead of asking for them; for tests of what stands at addresses of others.

@@ -1,28 +1,53 @@
-//! The address guard: which URLs and addresses may be reached.
+//! The address guard: which URLs, hosts, ports and addresses may be reached.
 //!
-//! A URL is checked before anything else; its host is resolved once per connection by [`Guarded`], which
-//! refuses the whole answer if any address in it is not allowed, and the connection is made to an address of
-//! that very answer. So a name that changes between check and use gains nothing.
+//! A URL is checked before every attempt. Its host, where it is a name, is resolved once per connection by
+//! [`Guarded`](super::resolve::Guarded), which refuses the whole answer if any address in it is not allowed, and the
+//! connection is made to an address of that very answer. So a name that changes between check and use gains nothing.
 
-use std::fmt;
-use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use hyper_util::client::legacy::connect::dns::Name;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tower_service::Service;
+use ipnet::IpNet;
 use url::{Host, Url};
 
-use crate::config::Egress;
+use super::addresses::{self, Nature};
+use super::own::Own;
+use super::ports;
+use super::resolve::Names;
+use crate::config::{Egress, HostPattern, Ports};
+
+/// Endings of names that mean something inside of a network and nothing outside of it: RFC 6761 and 6762, RFC 8375,
+/// RFC 9476, ICANN's reservation of `internal`, and what networks are named without asking anybody. The metadata
+/// servers of clouds have names beneath `internal`.
+const INTERNAL: [&str; 14] = [
+    "localhost",
+    "local",
+    "localdomain",
+    "internal",
+    "intranet",
+    "private",
+    "corp",
+    "home",
+    "lan",
+    "svc",
+    "home.arpa",
+    "alt",
+    "onion",
+    "invalid",
+];
 
 /// What an operator allows beyond the public internet.
-#[derive(Clone, Debug)]
-pub(crate) struct Guard {
-    networks: Arc<[IpNet]>,
+#[derive(Clone)]
+pub(crate) struct Guard(Arc<Policy>);
+
+struct Policy {
+    networks: Vec<IpNet>,
     allow_http: bool,
+    allow_hosts: Vec<HostPattern>,
+    deny_hosts: Vec<HostPattern>,
+    ports: Vec<Ports>,
+    own: Own,
+    names: Names,
 }
 
 /// Something that must not be reached.
@@ -32,139 +57,190 @@ pub(crate) enum Blocked {
     Scheme(String),
     #[error("the URL has no host")]
     NoHost,
-    #[error("address {0} is not public; a private network must be listed in egress.allow_networks")]
-    Address(IpAddr),
+    #[error(
+        "the host is no name that could be looked up: a label is empty or longer than 63 bytes, or all are longer than 253"
+    )]
+    NoName,
+    #[error("address {0} is {1}, not public; list its network in egress.allow_networks if it may be reached")]
+    Address(IpAddr, &'static str),
+    #[error(
+        "address {0} is where a cloud keeps its machines' secrets; only egress.allow_networks with a /32 or /128 lets it be reached"
+    )]
+    Metadata(IpAddr),
+    #[error("address {0} is this machine's own; list it in egress.allow_networks if it may be reached")]
+    Own(IpAddr),
+    #[error(
+        "the host's name is one of the inside; list the host in egress.allow_hosts, or its network in egress.allow_networks, if it may be reached"
+    )]
+    Internal,
+    #[error("the host is listed in egress.deny_hosts")]
+    Denied,
+    #[error("port {0} speaks {1}; list it in egress.allow_ports if it may be reached")]
+    Port(u16, &'static str),
+    #[error("port {0} is not listed in egress.allow_ports")]
+    UnlistedPort(u16),
+}
+
+/// How far a host's name carries its addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// No further than they go by themselves.
+    None,
+    /// The operator named it: it may be private.
+    Named,
+    /// It is a name of the inside: its addresses must be listed.
+    Internal,
 }
 
 impl Guard {
     /// The guard that the configuration asks for.
     pub(crate) fn new(egress: &Egress) -> Self {
-        Self { networks: egress.allow_networks.clone().into(), allow_http: egress.allow_http }
+        Self::with(egress, Own::of_this_machine())
+    }
+
+    fn with(egress: &Egress, own: Own) -> Self {
+        Self(Arc::new(Policy {
+            networks: egress.allow_networks.clone(),
+            allow_http: egress.allow_http,
+            allow_hosts: egress.allow_hosts.clone(),
+            deny_hosts: egress.deny_hosts.clone(),
+            ports: egress.allow_ports.clone(),
+            own,
+            names: Names::new(&egress.nameservers),
+        }))
     }
 
     /// Checks what can be seen of a URL without resolving its host.
     pub(crate) fn check_url(&self, url: &Url) -> Result<(), Blocked> {
         match url.scheme() {
             "https" => {}
-            "http" if self.allow_http => {}
-            other => return Err(Blocked::Scheme(other.to_owned())),
+            "http" if self.0.allow_http => {}
+            other => return Err(Blocked::Scheme(other.chars().take(32).collect())),
         }
+        self.check_port(url.port_or_known_default().unwrap_or_default())?;
         match url.host() {
             None => Err(Blocked::NoHost),
             Some(Host::Ipv4(address)) => self.check(address.into()),
             Some(Host::Ipv6(address)) => self.check(address.into()),
-            Some(Host::Domain(_)) => Ok(()),
+            Some(Host::Domain(host)) => self.check_host(host),
         }
     }
 
-    /// Checks one address.
+    /// Checks an address that no name stands for.
     pub(super) fn check(&self, address: IpAddr) -> Result<(), Blocked> {
+        self.judge(address, Trust::None)
+    }
+
+    /// Checks a name as far as that can be done without resolving it.
+    pub(super) fn check_host(&self, host: &str) -> Result<(), Blocked> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if !is_name(host) {
+            return Err(Blocked::NoName);
+        }
+        if self.0.deny_hosts.iter().any(|pattern| pattern.matches(host)) {
+            return Err(Blocked::Denied);
+        }
+        match self.trust(host) {
+            // What it resolves to can only be allowed by a listed network, and none is.
+            Trust::Internal if self.0.networks.is_empty() => Err(Blocked::Internal),
+            Trust::Internal | Trust::Named | Trust::None => Ok(()),
+        }
+    }
+
+    /// Checks all addresses that a name stands for.
+    pub(super) fn check_answer(&self, host: &str, addresses: &[IpAddr]) -> Result<(), Blocked> {
+        let trust = self.trust(host.strip_suffix('.').unwrap_or(host));
+        addresses.iter().try_for_each(|address| self.judge(*address, trust))
+    }
+
+    /// Who is asked for addresses.
+    pub(super) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    fn check_port(&self, port: u16) -> Result<(), Blocked> {
+        if !self.0.ports.is_empty() {
+            let listed = self.0.ports.iter().any(|ports| ports.contains(port));
+            return if listed { Ok(()) } else { Err(Blocked::UnlistedPort(port)) };
+        }
+        ports::other_protocol(port).map_or(Ok(()), |protocol| Err(Blocked::Port(port, protocol)))
+    }
+
+    fn trust(&self, host: &str) -> Trust {
+        if self.0.allow_hosts.iter().any(|pattern| pattern.matches(host)) {
+            Trust::Named
+        } else if is_internal(host) {
+            Trust::Internal
+        } else {
+            Trust::None
+        }
+    }
+
+    fn judge(&self, address: IpAddr, trust: Trust) -> Result<(), Blocked> {
         // ::ffff:127.0.0.1 reaches 127.0.0.1, and is judged as it.
         let address = address.to_canonical();
-        let listed = self.networks.iter().any(|network| network.contains(&address));
-        if listed || is_public(address) { Ok(()) } else { Err(Blocked::Address(address)) }
-    }
-}
-
-/// IPv4 that is not public unicast (IANA IPv4 Special-Purpose Address Registry, and multicast).
-const NOT_PUBLIC_V4: [([u8; 4], u8); 16] = [
-    ([0, 0, 0, 0], 8),        // this network
-    ([10, 0, 0, 0], 8),       // private
-    ([100, 64, 0, 0], 10),    // shared by carriers
-    ([127, 0, 0, 0], 8),      // loopback
-    ([168, 63, 129, 16], 32), // Azure's wire server: public by number, inside by nature
-    ([169, 254, 0, 0], 16),   // link-local, where clouds put their metadata
-    ([172, 16, 0, 0], 12),    // private
-    ([192, 0, 0, 0], 24),     // protocol assignments
-    ([192, 0, 2, 0], 24),     // documentation
-    ([192, 88, 99, 0], 24),   // 6to4 relays
-    ([192, 168, 0, 0], 16),   // private
-    ([198, 18, 0, 0], 15),    // benchmarks
-    ([198, 51, 100, 0], 24),  // documentation
-    ([203, 0, 113, 0], 24),   // documentation
-    ([224, 0, 0, 0], 4),      // multicast
-    ([240, 0, 0, 0], 4),      // reserved, and broadcast
-];
-
-/// What of 2000::/3 is not public unicast, or carries an IPv4 address that this would let through (IANA IPv6
-/// Special-Purpose Address Registry). Everything outside 2000::/3 is refused as a whole.
-const NOT_PUBLIC_V6: [([u16; 8], u8); 4] = [
-    ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // protocol assignments: Teredo, benchmarks, ORCHID
-    ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation
-    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), // 6to4
-    ([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), // documentation
-];
-
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !NOT_PUBLIC_V4
-            .iter()
-            .any(|(network, length)| Ipv4Net::new_assert(Ipv4Addr::from(*network), *length).contains(&address)),
-        IpAddr::V6(address) => {
-            let in_network =
-                |network: &[u16; 8], length| Ipv6Net::new_assert(Ipv6Addr::from(*network), length).contains(&address);
-            in_network(&[0x2000, 0, 0, 0, 0, 0, 0, 0], 3)
-                && !NOT_PUBLIC_V6.iter().any(|(network, length)| in_network(network, *length))
+        let mut listing = self.0.networks.iter().filter(|network| network.contains(&address));
+        let nature = addresses::nature(address);
+        if nature == Nature::Metadata {
+            let by_itself = listing.any(|network| network.prefix_len() == network.max_prefix_len());
+            return if by_itself { Ok(()) } else { Err(Blocked::Metadata(address)) };
+        }
+        if listing.next().is_some() {
+            return Ok(());
+        }
+        match nature {
+            Nature::Metadata => Err(Blocked::Metadata(address)),
+            Nature::Special(what) => Err(Blocked::Address(address, what)),
+            Nature::Private(what) if trust != Trust::Named => Err(Blocked::Address(address, what)),
+            Nature::Private(_) | Nature::Public if self.is_own(address) => Err(Blocked::Own(address)),
+            Nature::Public if trust == Trust::Internal => Err(Blocked::Internal),
+            Nature::Private(_) | Nature::Public => Ok(()),
         }
     }
-}
 
-/// The resolver of the HTTP client: the system's, with the guard behind it.
-#[derive(Clone, Debug)]
-pub(super) struct Guarded(pub(super) Guard);
-
-/// Why a name gave no address to connect to.
-#[derive(Debug)]
-pub(super) enum ResolveError {
-    /// The answer holds an address that must not be reached.
-    Blocked(Blocked),
-    /// There is no answer.
-    Dns(std::io::Error),
-}
-
-impl fmt::Display for ResolveError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Blocked(blocked) => blocked.fmt(formatter),
-            Self::Dns(error) => write!(formatter, "the host cannot be resolved: {error}"),
-        }
+    /// Whether the address is this machine's, or leads back to one of it.
+    fn is_own(&self, address: IpAddr) -> bool {
+        let embedded = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => addresses::embedded(address).map(IpAddr::V4),
+        };
+        let own = self.0.own.addresses();
+        own.contains(&address) || embedded.is_some_and(|address| own.contains(&address))
     }
 }
 
-impl std::error::Error for ResolveError {}
+/// Whether a name can be looked up at all (RFC 1035, section 2.3.4).
+fn is_name(host: &str) -> bool {
+    host.len() <= 253 && host.split('.').all(|label| (1..=63).contains(&label.len()))
+}
 
-impl Service<Name> for Guarded {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = ResolveError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ResolveError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ResolveError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let guard = self.0.clone();
-        Box::pin(async move {
-            let answer = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(ResolveError::Dns)?;
-            let addresses: Vec<SocketAddr> = answer.collect();
-            for address in &addresses {
-                guard.check(address.ip()).map_err(ResolveError::Blocked)?;
-            }
-            Ok(addresses.into_iter())
-        })
-    }
+/// Whether a name means something inside of a network only. Names with a single label are looked up there.
+fn is_internal(host: &str) -> bool {
+    let beneath = |ending: &&str| host.strip_suffix(*ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    !host.contains('.') || INTERNAL.iter().any(beneath)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn guard(networks: &[&str], allow_http: bool) -> Guard {
-        Guard { networks: networks.iter().map(|network| network.parse().unwrap()).collect(), allow_http }
+    fn egress(networks: &[&str], hosts: &[&str]) -> Egress {
+        let allow_networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        let allow_hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        Egress { allow_networks, allow_hosts, allow_http: true, ..Egress::default() }
     }
 
-    fn check(guard: &Guard, url: &str) -> bool {
-        guard.check_url(&url.parse().unwrap()).is_ok()
+    fn guard(networks: &[&str], hosts: &[&str]) -> Guard {
+        Guard::with(&egress(networks, hosts), Own::fixed(&["198.14.0.1".parse().unwrap(), "10.9.9.9".parse().unwrap()]))
+    }
+
+    fn check(guard: &Guard, url: &str) -> Result<(), Blocked> {
+        guard.check_url(&url.parse().unwrap())
+    }
+
+    fn answer(guard: &Guard, host: &str, addresses: &[&str]) -> Result<(), Blocked> {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        guard.check_host(host).and_then(|()| guard.check_answer(host, &addresses))
     }
 
     #[test]
@@ -201,7 +277,7 @@ mod tests {
             "https://[100::1]/",
             "https://[3fff::1]/",
         ] {
-            assert!(!check(&guard(&[], false), url), "{url} was let through");
+            assert!(check(&guard(&[], &[]), url).is_err(), "{url} was let through");
         }
     }
 
@@ -210,23 +286,122 @@ mod tests {
         for url in
             ["https://93.184.215.14/", "https://[2606:2800:21f::1]/", "https://example.com/", "https://172.32.0.1/"]
         {
-            assert!(check(&guard(&[], false), url), "{url} was refused");
+            assert_eq!(check(&guard(&[], &[]), url), Ok(()), "{url}");
         }
     }
 
     #[test]
     fn what_the_operator_lists_passes_and_nothing_beside_it() {
-        let guard = guard(&["10.0.0.0/24", "::1/128"], true);
-        assert!(check(&guard, "http://10.0.0.7/") && check(&guard, "http://[::ffff:10.0.0.7]/"));
-        assert!(check(&guard, "http://[::1]/"));
-        assert!(!check(&guard, "http://10.0.1.7/") && !check(&guard, "http://127.0.0.1/"));
+        let guard = guard(&["10.0.0.0/24", "::1/128"], &[]);
+        assert_eq!(check(&guard, "http://10.0.0.7/").and(check(&guard, "http://[::ffff:10.0.0.7]/")), Ok(()));
+        assert_eq!(check(&guard, "http://[::1]/"), Ok(()));
+        assert!(check(&guard, "http://10.0.1.7/").is_err() && check(&guard, "http://127.0.0.1/").is_err());
+        assert!(check(&guard, "http://[64:ff9b::10.0.0.7]/").is_err(), "a translator is another way");
     }
 
     #[test]
     fn only_https_passes_unless_http_is_allowed() {
-        assert!(!check(&guard(&[], false), "http://example.com/"));
-        assert!(check(&guard(&[], true), "http://example.com/"));
-        assert!(!check(&guard(&[], true), "ftp://example.com/"));
-        assert!(!check(&guard(&[], true), "file:///etc/passwd"));
+        let strict = Guard::new(&Egress::default());
+        assert!(check(&strict, "http://example.com/").is_err() && check(&strict, "https://example.com/").is_ok());
+        assert!(check(&guard(&[], &[]), "http://example.com/").is_ok());
+        assert!(check(&guard(&[], &[]), "ftp://example.com/").is_err());
+        assert!(check(&guard(&[], &[]), "file:///etc/passwd").is_err());
+    }
+
+    #[test]
+    fn metadata_passes_only_when_it_is_listed_by_itself() {
+        let wide = guard(&["169.254.0.0/16", "100.64.0.0/10", "fd00::/8"], &["*.internal"]);
+        for address in ["169.254.169.254", "100.100.100.200", "fd00:ec2::254"] {
+            let refused = Blocked::Metadata(address.parse().unwrap());
+            assert_eq!(wide.check(address.parse().unwrap()), Err(refused.clone()));
+            assert_eq!(answer(&wide, "metadata.google.internal", &[address]), Err(refused));
+        }
+        let listed = guard(&["169.254.169.254/32"], &[]);
+        assert_eq!(listed.check("169.254.169.254".parse().unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn the_machines_own_addresses_are_refused_also_where_they_are_public() {
+        for address in ["198.14.0.1", "::ffff:198.14.0.1", "64:ff9b::198.14.0.1"] {
+            let blocked = guard(&[], &[]).check(address.parse().unwrap());
+            assert!(matches!(blocked, Err(Blocked::Own(_))), "{address}: {blocked:?}");
+        }
+        assert_eq!(guard(&[], &[]).check("198.14.0.2".parse().unwrap()), Ok(()));
+        assert_eq!(guard(&["198.14.0.1/32"], &[]).check("198.14.0.1".parse().unwrap()), Ok(()));
+        let named = guard(&[], &["vault.example.com"]);
+        assert!(matches!(answer(&named, "vault.example.com", &["10.9.9.9"]), Err(Blocked::Own(_))));
+    }
+
+    #[test]
+    fn a_named_host_may_be_private_and_nothing_else() {
+        let guard = guard(&[], &["vault.example.com", "*.corp.example.com", "localhost"]);
+        for address in ["10.0.0.1", "192.168.1.1", "100.64.0.1", "fd12::1", "127.0.0.1", "::1", "8.8.8.8"] {
+            assert_eq!(answer(&guard, "vault.example.com", &[address]), Ok(()), "{address}");
+            assert_eq!(answer(&guard, "a.corp.example.com.", &[address]), Ok(()), "{address}");
+        }
+        for address in ["169.254.1.1", "0.0.0.0", "224.0.0.1", "fe80::1", "64:ff9b::10.0.0.1", "2002:a00:1::"] {
+            assert!(answer(&guard, "vault.example.com", &[address]).is_err(), "{address}");
+        }
+        assert_eq!(answer(&guard, "localhost", &["127.0.0.1", "::1"]), Ok(()));
+        assert!(answer(&guard, "other.example.com", &["8.8.8.8", "10.0.0.1"]).is_err(), "one private answer is enough");
+    }
+
+    #[test]
+    fn names_of_the_inside_are_refused_unless_their_addresses_are_listed() {
+        let (none, loopback) = (guard(&[], &[]), guard(&["127.0.0.0/8"], &[]));
+        for host in [
+            "localhost",
+            "localhost.",
+            "a.localhost",
+            "printer.local",
+            "metadata.google.internal",
+            "metadata",
+            "intranet",
+            "kubernetes.default.svc",
+            "a.svc.cluster.local",
+            "router.home.arpa",
+            "x.onion",
+            "db.corp",
+            "a.lan",
+        ] {
+            assert_eq!(answer(&none, host, &["8.8.8.8"]), Err(Blocked::Internal), "{host}");
+            assert_eq!(answer(&loopback, host, &["8.8.8.8"]), Err(Blocked::Internal), "{host}");
+            assert!(answer(&loopback, host, &["127.0.0.1", "10.0.0.1"]).is_err(), "{host}");
+            assert_eq!(answer(&loopback, host, &["127.0.0.1"]), Ok(()), "{host}");
+        }
+        for host in ["example.com", "local.example.com", "notlocal.example", "mylocalhost.com", "xn--bcher-kva.example"]
+        {
+            assert_eq!(answer(&none, host, &["8.8.8.8"]), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused_before_anybody_is_asked() {
+        let (long_label, long_name) = (format!("{}.com", "a".repeat(64)), vec!["a".repeat(60); 5].join("."));
+        for host in ["", ".", "..", "a..com", ".a.com", "127.0.0.1..", &long_label, &long_name] {
+            assert_eq!(guard(&["0.0.0.0/0"], &[]).check_host(host), Err(Blocked::NoName), "`{host}`");
+        }
+        assert_eq!(guard(&[], &[]).check_host(&format!("{}.com.", "a".repeat(63))), Ok(()));
+    }
+
+    #[test]
+    fn denied_hosts_are_refused_whatever_else_is_allowed() {
+        let deny_hosts = vec!["*.example.com".parse().unwrap(), "evil.test".parse().unwrap()];
+        let guard = Guard::new(&Egress { deny_hosts, ..egress(&["0.0.0.0/0"], &["a.example.com"]) });
+        for host in ["a.example.com", "EVIL.test", "evil.test."] {
+            assert_eq!(check(&guard, &format!("https://{host}/")), Err(Blocked::Denied), "{host}");
+        }
+        assert_eq!(check(&guard, "https://example.com/"), Ok(()));
+    }
+
+    #[test]
+    fn ports_of_other_protocols_are_refused_unless_the_operator_lists_ports() {
+        let listed = Egress { allow_ports: vec!["443".parse().unwrap(), "6379".parse().unwrap()], ..egress(&[], &[]) };
+        let (usual, listed) = (guard(&[], &[]), Guard::new(&listed));
+        assert_eq!(check(&usual, "https://example.com:8443/").and(check(&usual, "http://example.com/")), Ok(()));
+        assert_eq!(check(&usual, "https://example.com:6379/"), Err(Blocked::Port(6379, "Redis")));
+        assert_eq!(check(&usual, "https://example.com:0/"), Err(Blocked::Port(0, "another protocol than HTTP")));
+        assert_eq!(check(&listed, "https://example.com/").and(check(&listed, "https://example.com:6379/")), Ok(()));
+        assert_eq!(check(&listed, "http://example.com/"), Err(Blocked::UnlistedPort(80)));
     }
 }

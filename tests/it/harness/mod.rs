@@ -1,14 +1,17 @@
 //! Everything that a test needs to tell its story.
 
 mod collector;
+mod dns;
 mod hookbridge;
 mod http;
 pub(crate) mod nats;
 mod program;
 mod receiver;
 pub(crate) mod sign;
+pub(crate) mod tls;
 
 pub(crate) use self::collector::{Collector, attribute};
+pub(crate) use self::dns::Dns;
 pub(crate) use self::hookbridge::{Hookbridge, mistakes};
 pub(crate) use self::http::{Answer, post, request, send, send_raw};
 pub(crate) use self::nats::{Message, Nats};

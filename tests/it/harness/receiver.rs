@@ -70,7 +70,15 @@ impl Receiver {
 
     /// Answers the first requests as scripted.
     pub(crate) async fn scripted(replies: impl IntoIterator<Item = Reply>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), replies)
+    }
+
+    /// At this address and port.
+    pub(crate) async fn at(address: &str) -> Self {
+        Self::listening(TcpListener::bind(address).await.unwrap(), [])
+    }
+
+    fn listening(listener: TcpListener, replies: impl IntoIterator<Item = Reply>) -> Self {
         let address = listener.local_addr().unwrap();
         let script = Arc::new(Mutex::new(replies.into_iter().collect::<VecDeque<_>>()));
         let (tell, arrived) = mpsc::channel(10_000);
