@@ -162,6 +162,7 @@ fn unanswered(cause: Cause) -> Outcome {
     let (failure, detail) = match cause {
         Cause::Blocked(blocked) => return Outcome::Forbidden { detail: blocked.to_string() },
         Cause::Dns(detail) => (Failure::Dns, detail),
+        Cause::Timeout(detail) => (Failure::Timeout, detail),
         Cause::Connect(detail) => (Failure::Connect, detail),
         Cause::Tls(detail) => (Failure::Tls, detail),
         Cause::Protocol(detail) => (Failure::Protocol, detail),

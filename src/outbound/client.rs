@@ -137,6 +137,8 @@ pub(crate) enum Cause {
     Blocked(Blocked),
     /// The host's name could not be resolved.
     Dns(String),
+    /// Connecting took too long, TLS included.
+    Timeout(String),
     /// No connection was made.
     Connect(String),
     /// The TLS handshake failed.
@@ -163,10 +165,19 @@ impl Cause {
             if let Some(tls) = tls_error(current) {
                 return Self::Tls(tls.to_string());
             }
+            if is_timeout(current) {
+                return Self::Timeout("no connection was made in time".to_owned());
+            }
             cause = current.source();
         }
         if error.is_connect() { Self::Connect(innermost) } else { Self::Protocol(innermost) }
     }
+}
+
+/// Whether it is our own limit on connecting, or that of the operating system.
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    error.is::<tokio::time::error::Elapsed>()
+        || error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// A TLS error hides inside I/O errors, whose `source` skips it.

@@ -130,9 +130,11 @@ fn unanswered(url: &Url, cause: Cause) -> FetchError {
     let url = name(url);
     match cause {
         Cause::Blocked(reason) => FetchError::Blocked { url, reason },
-        Cause::Dns(detail) | Cause::Connect(detail) | Cause::Tls(detail) | Cause::Protocol(detail) => {
-            FetchError::Unreachable { url, detail }
-        }
+        Cause::Dns(detail)
+        | Cause::Timeout(detail)
+        | Cause::Connect(detail)
+        | Cause::Tls(detail)
+        | Cause::Protocol(detail) => FetchError::Unreachable { url, detail },
     }
 }
 
