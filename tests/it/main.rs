@@ -24,6 +24,7 @@ mod fan_out;
 mod filters_and_limits_of_a_source;
 mod forgeries;
 mod handshakes;
+mod hostile_receivers;
 mod hostile_requests;
 mod hostile_urls;
 mod isolation;

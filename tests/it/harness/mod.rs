@@ -3,6 +3,7 @@
 mod collector;
 mod dns;
 mod hookbridge;
+mod hostile;
 mod http;
 pub(crate) mod nats;
 mod program;
@@ -13,6 +14,7 @@ pub(crate) mod tls;
 pub(crate) use self::collector::{Collector, attribute};
 pub(crate) use self::dns::Dns;
 pub(crate) use self::hookbridge::{Hookbridge, mistakes};
+pub(crate) use self::hostile::{Act, Hostile};
 pub(crate) use self::http::{Answer, post, request, send, send_raw};
 pub(crate) use self::nats::{Message, Nats};
 pub(crate) use self::program::{Configuration, Ended, Program, binary, free_port, run};

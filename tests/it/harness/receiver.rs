@@ -203,7 +203,8 @@ async fn endless(stream: &mut TcpStream) -> std::io::Result<()> {
 /// The first byte of every TLS connection.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-async fn read(stream: &mut TcpStream) -> Option<Delivered> {
+/// Reads one request; `None` when none comes.
+pub(super) async fn read(stream: &mut TcpStream) -> Option<Delivered> {
     let mut bytes = Vec::new();
     let end = loop {
         if bytes.first() == Some(&TLS_HANDSHAKE) {
