@@ -29,6 +29,7 @@ mod hostile_requests;
 mod hostile_urls;
 mod isolation;
 mod keys_at_addresses;
+mod kills;
 mod limits;
 mod ordered;
 mod outages;

@@ -10,6 +10,7 @@ mod program;
 mod receiver;
 pub(crate) mod sign;
 pub(crate) mod tls;
+mod witness;
 
 pub(crate) use self::collector::{Collector, attribute};
 pub(crate) use self::dns::Dns;
@@ -19,6 +20,7 @@ pub(crate) use self::http::{Answer, post, request, send, send_raw};
 pub(crate) use self::nats::{Message, Nats};
 pub(crate) use self::program::{Configuration, Ended, Program, binary, free_port, run};
 pub(crate) use self::receiver::{Receiver, Reply};
+pub(crate) use self::witness::{Seen, Witness};
 
 use std::future::Future;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::SystemTime;
 
 use async_nats::jetstream::{self, consumer};
 use async_nats::{Client, HeaderMap};
@@ -222,6 +223,52 @@ impl Nats {
                 panic!("waited {DEADLINE:?} for {count} on {subject}; there are {:?}", self.subjects(stream).await)
             }
         }
+    }
+
+    /// Every message that a stream has now, and when it was stored.
+    pub(crate) async fn all(&self, stream: &str) -> Vec<(Message, SystemTime)> {
+        let count = usize::try_from(self.count(stream).await).unwrap();
+        let read = async {
+            let stream = self.jetstream().get_stream(stream).await.unwrap();
+            let messages = stream.create_consumer(consumer::pull::OrderedConfig::default()).await.unwrap();
+            let read = |message: Result<jetstream::Message, _>| {
+                let message = message.unwrap();
+                let stored = message.info().unwrap().published.into();
+                let headers = message.headers.clone().unwrap_or_default();
+                let (subject, payload) = (message.subject.to_string(), message.payload.clone());
+                (Message { subject, headers, payload }, stored)
+            };
+            messages.messages().await.unwrap().take(count).map(read).collect::<Vec<_>>().await
+        };
+        within("every message of a stream", read).await
+    }
+
+    /// Every message that waits in RETRY now. It is a work queue, which nobody but the courier may consume.
+    pub(crate) async fn waiting(&self) -> Vec<Message> {
+        let read = async {
+            let stream = self.jetstream().get_stream("RETRY").await.unwrap();
+            let (mut waiting, mut from) = (Vec::new(), 1);
+            while let Ok(found) = stream.direct_get_next_for_subject("retry.>", Some(from)).await {
+                from = found.sequence + 1;
+                let (subject, headers, payload) = (found.subject.to_string(), found.headers, found.payload);
+                waiting.push(Message { subject, headers, payload });
+            }
+            waiting
+        };
+        within("every message that waits", read).await
+    }
+
+    /// Listens to a subject as anybody can who may subscribe: what is published from now on.
+    pub(crate) async fn listen(&self, subject: &str) -> async_nats::Subscriber {
+        let heard = self.client.subscribe(subject.to_owned()).await.unwrap();
+        within("the subscription", self.client.flush()).await.unwrap();
+        heard
+    }
+
+    /// What the server says of a durable.
+    pub(crate) async fn consumer(&self, stream: &str, name: &str) -> Option<consumer::Info> {
+        let stream = self.jetstream().get_stream_no_info(stream).await.ok()?;
+        stream.consumer_info(name).await.ok()
     }
 
     /// How many messages the stream has.

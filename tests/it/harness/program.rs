@@ -35,6 +35,11 @@ impl Configuration {
         command
     }
 
+    /// `hookbridge courier` with these files, as often as it is asked for.
+    pub(crate) fn courier(&self, nats: &Nats) -> Program {
+        Program::start(&mut self.hookbridge(&["courier", "--nats", &nats.url()]))
+    }
+
     /// `hookbridge serve` with these files.
     pub(crate) fn serve(self, nats: &Nats) -> Program {
         let program = Program::start(&mut self.hookbridge(&["serve", "--nats", &nats.url()]));
@@ -162,6 +167,11 @@ impl Program {
         let id = self.child.id().expect("it has not been waited for").to_string();
         let sent = within("kill", Command::new("kill").arg(format!("-{name}")).arg(id).status()).await.unwrap();
         assert!(sent.success(), "{}", self.stderr());
+    }
+
+    /// Kills it, as `kill -9` does, and waits until it is gone.
+    pub(crate) async fn kill(mut self) {
+        within("the process to be gone", self.child.kill()).await.unwrap();
     }
 
     /// Waits until it ends by itself.
