@@ -195,8 +195,13 @@ impl Supervisor {
         let mut worked_before = false;
         loop {
             let connection = self.broker.connection();
-            if self.broker.client.connection_state() == State::Connected {
-                match self.prepare(connection).await {
+            if self.is_connected_as(connection) {
+                let prepared = tokio::select! {
+                    prepared = self.prepare(connection) => prepared,
+                    // What was asked over a connection that is gone would be waited for in vain.
+                    () = self.gone(connection) => continue,
+                };
+                match prepared {
                     Ok(()) => worked_before = true,
                     Err(problem) if problem.is_final() && !worked_before => return Err(problem),
                     Err(problem) => self.tell(Link::Unfit(problem.to_string())),
@@ -252,6 +257,21 @@ impl Supervisor {
             self.tell(Link::Ready(ready));
         }
         Ok(())
+    }
+
+    /// Waits until this connection is no longer the one that the client has.
+    async fn gone(&self, connection: u64) {
+        let mut changed = self.changed.clone();
+        while self.is_connected_as(connection) {
+            if changed.changed().await.is_err() {
+                // The client is gone too, and says so elsewhere.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn is_connected_as(&self, connection: u64) -> bool {
+        self.broker.client.connection_state() == State::Connected && self.broker.connection() == connection
     }
 
     fn is_ready_on(&self, connection: u64) -> bool {
