@@ -37,6 +37,7 @@ mod outbox;
 mod quarantine;
 mod refused_addresses;
 mod replay;
+mod several_couriers;
 mod shutdown;
 mod signatures;
 mod source_limits;
