@@ -304,7 +304,7 @@ impl Stage {
         if self.courier.is_none() {
             self.courier = Some(self.configuration.courier(&self.nats));
         }
-        let waiting = (0..self.messages).filter(|number| Kind::of(*number) == Kind::Later).count() as u64;
+        let waiting = (0..self.messages).filter(|number| Kind::of(*number) == Kind::Later).count();
         // What was in flight at a kill comes again after the ack wait of 30 s, at worst twice.
         let deadline = Duration::from_secs(90) + Duration::from_millis(10) * u32::try_from(self.messages).unwrap();
         let settled = tokio::time::timeout(deadline, async {
@@ -312,7 +312,8 @@ impl Stage {
             while !(self.idle("OUTBOX", "courier").await
                 && self.idle("OUTBOX", "ordered_ordered").await
                 && self.idle("RETRY", "courier").await
-                && self.nats.count("RETRY").await == waiting)
+                && (self.nats.count("RETRY").await == waiting as u64
+                    || waiting_in_retry(&self.nats).await.len() == waiting))
             {
                 pace.tick().await;
             }
@@ -323,11 +324,17 @@ impl Stage {
                 format!("{durable}: {:?}\n", self.nats.consumer(stream, name).await)
             });
             let left = futures_util::future::join_all(left).await.concat();
-            let mut retry = self.nats.waiting().await;
+            let retry = self.nats.retries().await;
             let is_later = |pointer: &Message| pointer.header("Hookbridge-Destination") == Some("later");
-            retry.retain(|pointer| !is_later(pointer) || !pointer.subject.starts_with("retry.at."));
+            let is_waiting = |pointer: &Message| pointer.subject.starts_with("retry.at.") && is_later(pointer);
+            let (later, other): (Vec<_>, Vec<_>) = retry.into_iter().partition(|(_, pointer)| is_waiting(pointer));
+            let later: Vec<_> = later.iter().map(|(_, pointer)| pointer.header("Hookbridge-Message-Id")).collect();
+            let expected = (0..self.messages).filter(|number| Kind::of(*number) == Kind::Later).map(id);
+            let missing: Vec<_> = expected.filter(|id| !later.contains(&Some(id))).collect();
+            let count = self.nats.count("RETRY").await;
+            let retry = format!("{count} messages, {} later, without {missing:?}, and {other:#?}", later.len());
             let courier = self.courier.take().unwrap();
-            panic!("not settled after {deadline:?}; RETRY has {retry:#?}\n{left}{}", courier.stderr());
+            panic!("not settled after {deadline:?}; RETRY has {retry}\n{left}{}", courier.stderr());
         }
     }
 
@@ -429,6 +436,14 @@ async fn publish(jetstream: jetstream::Context, number: usize) -> Option<(u64, S
     }
 }
 
+/// What waits in RETRY. A server that was killed may have kept that a message was acked and forgotten to take it out of
+/// the work queue; nobody gets such a message any more, and it is nobody's delivery.
+async fn waiting_in_retry(nats: &Nats) -> Vec<Message> {
+    let acked = nats.consumer("RETRY", "courier").await.map_or(0, |info| info.ack_floor.stream_sequence);
+    let left = |(sequence, message): &(u64, Message)| *sequence > acked || !message.subject.starts_with("retry.due.");
+    nats.retries().await.into_iter().filter(left).map(|(_, message)| message).collect()
+}
+
 /// What the streams say.
 #[derive(Default)]
 struct Books {
@@ -457,7 +472,7 @@ impl Books {
         }
         let header = |message: &Message, name: &str| message.header(name).unwrap().to_owned();
         let mut waiting = BTreeSet::new();
-        for pointer in nats.waiting().await {
+        for pointer in waiting_in_retry(nats).await {
             let delivery = header(&pointer, "Hookbridge-Delivery-Id");
             assert!(waiting.insert(delivery.clone()), "{delivery} waits twice");
             books.add(header(&pointer, "Hookbridge-Message-Id"), delivery, End::Waiting);
@@ -545,6 +560,6 @@ async fn a_courier_killed_at_every_step_loses_nothing_and_repeats_only_what_was_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_killed_at_every_step_loses_nothing_and_repeats_only_what_was_in_flight() {
-    let figures = run(&[Victim::Server], 24).await;
+    let figures = run(&[Victim::Server], 20).await;
     assert!(figures.again <= figures.in_flight, "{figures:?}");
 }

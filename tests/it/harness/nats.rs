@@ -243,15 +243,15 @@ impl Nats {
         within("every message of a stream", read).await
     }
 
-    /// Every message that waits in RETRY now. It is a work queue, which nobody but the courier may consume.
-    pub(crate) async fn waiting(&self) -> Vec<Message> {
+    /// Every message in RETRY now, and its sequence. It is a work queue, which nobody but the courier may consume.
+    pub(crate) async fn retries(&self) -> Vec<(u64, Message)> {
         let read = async {
             let stream = self.jetstream().get_stream("RETRY").await.unwrap();
             let (mut waiting, mut from) = (Vec::new(), 1);
             while let Ok(found) = stream.direct_get_next_for_subject("retry.>", Some(from)).await {
                 from = found.sequence + 1;
                 let (subject, headers, payload) = (found.subject.to_string(), found.headers, found.payload);
-                waiting.push(Message { subject, headers, payload });
+                waiting.push((found.sequence, Message { subject, headers, payload }));
             }
             waiting
         };
