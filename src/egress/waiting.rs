@@ -33,7 +33,7 @@ enum Place {
     Ours,
     /// This delivery as it waited before, at this sequence.
     Earlier(u64),
-    /// Another message's delivery of the same id, or what cannot be looked at now.
+    /// Another message's delivery of the same id, or what cannot be taken away now.
     Taken,
 }
 
@@ -142,10 +142,17 @@ impl Worker {
     ///
     /// What is no delivery at all is taken away, since nobody but Hookbridge has anything to put there.
     async fn look_at(&self, pointer: &Pointer, waits_on: &str) -> Place {
-        let waiting = match self.broker.last(StreamKind::Retry, waits_on).await {
-            Ok(Some(waiting)) => waiting,
-            Ok(None) => return Place::Free,
-            Err(_) => return Place::Taken,
+        let waiting = loop {
+            match self.broker.last(StreamKind::Retry, waits_on).await {
+                Ok(Some(waiting)) => break waiting,
+                Ok(None) => return Place::Free,
+                // What stands there may be ours, stored just before the server went away: it must not wait twice.
+                Err(error) if self.broker.ready().await.is_some() => {
+                    tracing::debug!("A delivery has to wait for its place: {error}");
+                    tokio::time::sleep(PLACE_PAUSE).await;
+                }
+                Err(_) => return Place::Taken,
+            }
         };
         let is_schedule = waiting.headers.get(SCHEDULE).is_some();
         match Pointer::read(&waiting.headers).filter(|found| is_schedule && found.is_waiting_on(waits_on)) {
