@@ -219,3 +219,36 @@ where
         Box::pin(async move { connecting.await?.map(Aged::new).map_err(Into::into) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::loopback::{Server, answer, guard};
+    use super::*;
+
+    fn options() -> ClientOptions {
+        ClientOptions::of(&Egress::default())
+    }
+
+    fn get(url: &url::Url) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = url.as_str().parse().unwrap();
+        request
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_an_address_is_refused_even_if_nobody_checked_the_url() {
+        let server = Server::start(|_| answer("200 OK", "")).await;
+        let strict = Guard::new(&Egress { allow_http: true, ..Egress::default() });
+        let client = Client::new(&strict, options()).unwrap();
+        let mut mapped = server.url("/");
+        mapped.set_host(Some("[::ffff:127.0.0.1]")).unwrap();
+
+        for url in [server.url("/"), mapped] {
+            let refused = client.request(get(&url)).await.unwrap_err();
+            assert!(matches!(refused, Cause::Blocked(Blocked::Address(..))), "{url}: {refused:?}");
+        }
+
+        assert_eq!(server.requests(), 0);
+        assert!(Client::new(&guard(), options()).unwrap().request(get(&server.url("/"))).await.is_ok());
+    }
+}

@@ -98,7 +98,7 @@ async fn a_connection_is_used_again_while_it_is_young() {
 async fn under_constant_traffic_a_changed_address_is_noticed_within_the_age_of_a_connection() {
     let (nats, dns, (friend, canary)) = (Nats::start().await, Dns::start().await, both().await);
     dns.say(NAME, &[FRIEND]);
-    let _hookbridge = start(&nats, &dns, "max_connection_age = \"2s\"").await;
+    let _hookbridge = start(&nats, &dns, "max_connection_age = \"1s\"").await;
     send(&nats, "before", friend.port()).await;
     assert_eq!(outcome(&nats, "before").await, "delivered");
     dns.say(NAME, &[CANARY]);

@@ -1,6 +1,6 @@
 //! The address guard, with a listener that must never be reached.
 
-use crate::harness::{Hookbridge, Nats, Receiver};
+use crate::harness::{Dns, Hookbridge, Nats, Receiver, mistakes};
 
 /// No private network may be reached, and callbacks may go anywhere else.
 fn guarded(receiver: &Receiver) -> String {
@@ -84,4 +84,52 @@ async fn without_a_callbacks_section_no_callback_is_made() {
     let (reason, detail) = reason(&nats, "x", ("Hookbridge-Callback-Url", &canary.url("/"))).await;
     assert_eq!(reason, "forbidden");
     assert!(detail.contains("callbacks.allow"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_host_that_the_operator_named_may_be_private_and_no_other() {
+    let (nats, dns, mut receiver) = (Nats::start().await, Dns::start().await, Receiver::start().await);
+    for name in ["vault.corp.example", "other.example", "denied.corp.example"] {
+        dns.say(name, &["127.0.0.1"]);
+    }
+    let text = format!(
+        "[egress]\nallow_networks = []\nretry = []\nnameservers = [\"{}\"]\nallow_ports = [{}]\n\
+         allow_hosts = [\"*.corp.example\", \"localhost\"]\ndeny_hosts = [\"denied.corp.example\"]\n\
+         [callbacks]\nallow = [\"*\"]\nsecrets = [\"plain:s\"]",
+        dns.address(),
+        receiver.port()
+    );
+    let _hookbridge = Hookbridge::start(&nats, &text).await;
+    let url = |host: &str, port| format!("http://{host}:{port}/");
+
+    for host in ["vault.corp.example", "localhost"] {
+        nats.publish("outbox.a", &[("Hookbridge-Callback-Url", &url(host, receiver.port()))], "x").await;
+        receiver.next().await;
+    }
+
+    for (id, host, port, detail) in [
+        ("other", "other.example", receiver.port(), "loopback"),
+        ("address", "127.0.0.1", receiver.port(), "loopback"),
+        ("denied", "denied.corp.example", receiver.port(), "egress.deny_hosts"),
+        ("port", "vault.corp.example", 8080, "egress.allow_ports"),
+    ] {
+        let (reason, said) = reason(&nats, id, ("Hookbridge-Callback-Url", &url(host, port))).await;
+        assert!(reason == "forbidden" && said.contains(detail), "{host}: {reason}: {said}");
+    }
+    assert_eq!(receiver.unread(), 0);
+}
+
+#[test]
+fn what_cannot_be_a_host_a_port_or_a_name_server_is_found_when_the_configuration_is_loaded() {
+    for (text, key, reason) in [
+        ("allow_hosts = [\"10.0.0.1\"]", "allow_hosts", "is an address"),
+        ("deny_hosts = [\"a.*.example\"]", "deny_hosts", "first label"),
+        ("allow_ports = [0]", "allow_ports", "is no port"),
+        ("allow_ports = [\"9000-8000\"]", "allow_ports", "is no port"),
+        ("nameservers = [\"ns.example.com\"]", "nameservers", "is no address"),
+        ("max_connection_age = \"soon\"", "max_connection_age", "a duration"),
+    ] {
+        let said = mistakes(&format!("[egress]\n{text}"));
+        assert!(said.contains(&format!("egress.{key}")) && said.contains(reason), "{text}: {said}");
+    }
 }
