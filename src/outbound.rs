@@ -11,6 +11,7 @@ mod cache;
 mod client;
 mod fetch;
 mod guard;
+mod hosts;
 #[cfg(test)]
 mod loopback;
 mod own;

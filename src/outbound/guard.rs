@@ -11,30 +11,11 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 use super::addresses::{self, Nature};
+use super::hosts::{is_internal, is_name};
 use super::own::Own;
 use super::ports;
 use super::resolve::Names;
 use crate::config::{Egress, HostPattern, Ports};
-
-/// Endings of names that mean something inside of a network and nothing outside of it: RFC 6761 and 6762, RFC 8375,
-/// RFC 9476, ICANN's reservation of `internal`, and what networks are named without asking anybody. The metadata
-/// servers of clouds have names beneath `internal`.
-const INTERNAL: [&str; 14] = [
-    "localhost",
-    "local",
-    "localdomain",
-    "internal",
-    "intranet",
-    "private",
-    "corp",
-    "home",
-    "lan",
-    "svc",
-    "home.arpa",
-    "alt",
-    "onion",
-    "invalid",
-];
 
 /// What an operator allows beyond the public internet.
 #[derive(Clone)]
@@ -207,17 +188,6 @@ impl Guard {
         let own = self.0.own.addresses();
         own.contains(&address) || embedded.is_some_and(|address| own.contains(&address))
     }
-}
-
-/// Whether a name can be looked up at all (RFC 1035, section 2.3.4).
-fn is_name(host: &str) -> bool {
-    host.len() <= 253 && host.split('.').all(|label| (1..=63).contains(&label.len()))
-}
-
-/// Whether a name means something inside of a network only. Names with a single label are looked up there.
-fn is_internal(host: &str) -> bool {
-    let beneath = |ending: &&str| host.strip_suffix(*ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !host.contains('.') || INTERNAL.iter().any(beneath)
 }
 
 #[cfg(test)]

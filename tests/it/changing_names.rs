@@ -13,12 +13,13 @@ const CANARY: &str = "127.0.0.1";
 
 /// A friend, and a canary at the same port.
 async fn both() -> (Receiver, Receiver) {
-    loop {
+    for _ in 0..100 {
         let port = TcpListener::bind((FRIEND, 0)).await.unwrap().local_addr().unwrap().port();
         if TcpListener::bind((CANARY, port)).await.is_ok() {
             return (Receiver::at(&format!("{FRIEND}:{port}")).await, Receiver::at(&format!("{CANARY}:{port}")).await);
         }
     }
+    panic!("no port is free on both addresses")
 }
 
 async fn start(nats: &Nats, dns: &Dns, egress: &str) -> Hookbridge {

@@ -61,23 +61,35 @@ const NAMES: [(&str, &str); 47] = [
 ];
 
 /// Listeners on both loopback addresses at one port, which must never be reached.
-struct Canary([Receiver; 2], u16);
+struct Canary(Vec<Receiver>, u16);
 
 impl Canary {
     async fn start() -> Self {
-        loop {
-            let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-            // Somebody else may have the port by now.
-            if TcpListener::bind(("127.0.0.1", port)).await.is_ok() && TcpListener::bind(("::1", port)).await.is_ok() {
-                let listeners = [format!("127.0.0.1:{port}"), format!("[::1]:{port}")];
-                return Self([Receiver::at(&listeners[0]).await, Receiver::at(&listeners[1]).await], port);
-            }
+        let port = free_port().await;
+        // A machine without IPv6 has one listener only.
+        let has_v6 = TcpListener::bind("[::1]:0").await.is_ok();
+        let mut listeners = vec![Receiver::at(&format!("127.0.0.1:{port}")).await];
+        if has_v6 {
+            listeners.push(Receiver::at(&format!("[::1]:{port}")).await);
         }
+        Self(listeners, port)
     }
 
     fn connections(&self) -> usize {
         self.0.iter().map(Receiver::connections).sum()
     }
+}
+
+/// A port that is free on both loopback addresses; somebody else may have the one of the first at the second.
+async fn free_port() -> u16 {
+    for _ in 0..100 {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        match TcpListener::bind(("::1", port)).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            Ok(_) | Err(_) => return port,
+        }
+    }
+    panic!("no port is free on both loopback addresses")
 }
 
 /// The URLs of the file, with the canaries' ports; and those of this machine's own addresses.
