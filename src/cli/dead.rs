@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The most dead letters that are held in mind at once.
 const MOST: u64 = 100_000;
 
+/// How many dead letters of one delivery are taken out together.
+const MOST_REPLAYS: usize = 1000;
+
 /// What `dead replay --help` ends with.
 const MANUAL: &str = "\
 Dead letters are named by --sequence, or by any of --agent, --destination, --delivery, --reason, --since and --until.
@@ -37,7 +40,7 @@ and the new one in OUTBOX.
 
 More than one is replayed only with --yes; without it they are listed, nothing is replayed, and the exit code is 1. \
 Dead letters stay in DEAD, and a second run replays them again, unless --remove takes each out once its replay is \
-stored. Of a delivery whose replay died too, only the last dead letter counts. A dead letter without body or headers \
+stored, with those of which it stands for a replay. Of a delivery whose replay died too, only the last dead letter counts. A dead letter without body or headers \
 cannot be replayed: it is named with the reason, the others are replayed, and the exit code is 1.";
 
 #[derive(Subcommand)]
@@ -203,7 +206,7 @@ async fn replay_all(visitor: &Visitor, letters: &[Buried], arguments: &Replay, c
             Ok(sequence) => {
                 say(&format!("replayed {} as {sequence}", line(letter)));
                 if arguments.remove {
-                    let removed = visitor.remove(StreamKind::Dead, letter.sequence).await;
+                    let removed = remove(visitor, letter).await;
                     removed.with_context(|| format!("it is replayed as {sequence}, but still a dead letter"))?;
                 }
             }
@@ -228,6 +231,24 @@ async fn once(visitor: &Visitor, letter: &Buried, run: &str, now: SystemTime) ->
         Ok(again) => Ok(Ok(again.publish(visitor, now).await?)),
         Err(why) => Ok(Err(why.to_string())),
     }
+}
+
+/// Takes a letter out of DEAD, and before it those that it stands for: else they would be found again.
+async fn remove(visitor: &Visitor, letter: &Buried) -> anyhow::Result<()> {
+    let mut chain = vec![letter.clone()];
+    while let Some(first) = chain.last()
+        && chain.len() < MOST_REPLAYS
+        && let Some(Origin::Dead(sequence)) = first.repeats
+        && let Some(message) = visitor.message(StreamKind::Dead, sequence).await?
+        && let Some(earlier) = Buried::read(&message.subject, sequence, message.stored, &message.headers)
+        && first.is_after(&earlier)
+    {
+        chain.push(earlier);
+    }
+    for letter in chain.iter().rev() {
+        visitor.remove(StreamKind::Dead, letter.sequence).await?;
+    }
+    Ok(())
 }
 
 async fn visit(common: &Common) -> anyhow::Result<Visitor> {

@@ -157,7 +157,8 @@ async fn a_replay_whose_endpoint_is_gone_is_dead_again_and_one_that_nobody_wante
     let hookbridge = Hookbridge::start(&nats, &text(&one, &two)).await;
     two.then(Reply::Status(500));
     nats.publish("outbox.a.ticket.new", &[("Nats-Msg-Id", "m")], "x").await;
-    (one.next().await, two.next().await);
+    one.next().await;
+    two.next().await;
     nats.publish("outbox.a.invoice.new", &[("Nats-Msg-Id", "n")], "y").await;
     nats.messages("RECEIPTS", "receipts.a.dead.*", 2).await;
     hookbridge.stop().await.unwrap();
@@ -244,9 +245,10 @@ async fn a_second_run_delivers_a_second_time_and_a_replay_that_died_stands_for_b
     setup.one.next().await;
     setup.nats.messages("DEAD", "dead.a.m-1", 2).await;
 
-    let replayed = setup.dead(&["replay", "--agent", "a"]).await;
+    let replayed = setup.dead(&["replay", "--agent", "a", "--remove"]).await;
 
     assert_eq!(firsts(&replayed.assert_code(0).stdout, 2), ["replayed 2"]);
+    assert_eq!(setup.nats.count("DEAD").await, 0, "the letter that it stands for went with it");
     setup.one.next().await;
     setup.nats.messages("RECEIPTS", "receipts.a.delivered.m-1", 3).await;
     assert_eq!(setup.one.unread(), 0);
@@ -289,7 +291,8 @@ async fn what_cannot_be_replayed_is_named_and_the_rest_is_replayed() {
 async fn what_was_delivered_is_delivered_again_to_its_one_destination() {
     let mut setup = setup().await;
     setup.nats.publish("outbox.a.ticket.new", &[("Nats-Msg-Id", "m")], "x").await;
-    (setup.one.next().await, setup.two.next().await);
+    setup.one.next().await;
+    setup.two.next().await;
     let receipts = setup.nats.messages("RECEIPTS", "receipts.a.delivered.*", 2).await;
     let to_two = receipts.iter().map(|receipt| receipt.json()).find(|receipt| receipt["destination"] == "two").unwrap();
     let delivery = to_two["delivery"].as_str().unwrap();
@@ -311,6 +314,38 @@ async fn what_was_delivered_is_delivered_again_to_its_one_destination() {
     let told = setup.nats.message("RECEIPTS", &format!("receipts.a.retrying.{delivery}")).await.json();
     assert_eq!((told["reason"].as_str(), told["attempt"].as_u64()), (Some("redelivered"), Some(0)));
     assert_eq!((setup.one.unread(), setup.nats.count("DEAD").await), (0, 0));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_keeps_order_gets_a_replay_in_its_line() {
+    let (nats, mut one, two) = (Nats::start().await, Receiver::start().await, Receiver::start().await);
+    let ordered = text(&one, &two).replacen("signatures = []", "signatures = []\nordered = true", 1);
+    let _hookbridge = Hookbridge::start(&nats, &ordered).await;
+    one.then(Reply::Status(500));
+    for id in ["m-1", "m-2"] {
+        nats.publish("outbox.a", &[("Hookbridge-Endpoint", "one"), ("Nats-Msg-Id", id)], id).await;
+        assert_eq!(one.next().await.header("webhook-id"), id);
+    }
+    nats.message("RECEIPTS", "receipts.a.delivered.m-2").await;
+
+    let replay = ["dead", "replay", "--agent", "a", "--nats", &nats.url()];
+    run(&mut binary(&replay)).await.assert_code(0);
+
+    assert_eq!(one.next().await.header("webhook-id"), "m-1");
+    nats.message("RECEIPTS", "receipts.a.delivered.m-1").await;
+    assert_eq!((one.unread(), nats.count("DEAD").await), (0, 1));
+}
+
+#[tokio::test]
+async fn replays_come_no_faster_than_they_are_paced() {
+    let mut setup = setup().await;
+    for id in ["m-1", "m-2", "m-3"] {
+        setup.dies("a", id, "one").await;
+    }
+    setup.dead(&["replay", "--agent", "a", "--yes", "--rate", "2/s"]).await.assert_code(0);
+    let stream = setup.nats.jetstream().get_stream("OUTBOX").await.unwrap();
+    let (first, last) = (stream.get_raw_message(4).await.unwrap().time, stream.get_raw_message(6).await.unwrap().time);
+    assert!(last - first >= std::time::Duration::from_millis(900), "{first} {last}");
 }
 
 #[tokio::test]
