@@ -323,7 +323,7 @@ async fn an_endpoint_that_keeps_order_gets_a_replay_in_its_line() {
     let _hookbridge = Hookbridge::start(&nats, &ordered).await;
     one.then(Reply::Status(500));
     for id in ["m-1", "m-2"] {
-        nats.publish("outbox.a", &[("Hookbridge-Endpoint", "one"), ("Nats-Msg-Id", id)], id).await;
+        nats.publish("outbox.a.ticket.x", &[("Hookbridge-Endpoint", "one"), ("Nats-Msg-Id", id)], id).await;
         assert_eq!(one.next().await.header("webhook-id"), id);
     }
     nats.message("RECEIPTS", "receipts.a.delivered.m-2").await;
