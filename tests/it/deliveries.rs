@@ -341,26 +341,6 @@ async fn every_row_of_the_outcome_table_is_counted() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_was_gone_is_enabled_by_hand() {
-    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Status(410)]).await);
-    let _hookbridge = Hookbridge::start(&nats, &crm(&receiver)).await;
-    nats.publish("outbox.a", &TO_CRM, "x").await;
-    receiver.next().await;
-    assert_eq!(receipt(&nats, "dead").await["reason"], "gone");
-
-    nats.publish("$KV.hookbridge_endpoints.crm", &[], "").await;
-    // Couriers follow the bucket; one that has not heard of it yet answers with another dead letter.
-    let mut tries = 0;
-    while receiver.unread() == 0 {
-        tries += 1;
-        let id = format!("again-{tries}");
-        nats.publish("outbox.a", &[TO_CRM[0], ("Nats-Msg-Id", &id)], "x").await;
-        nats.message("RECEIPTS", &format!("receipts.a.*.{id}")).await;
-        assert!(tries < 50, "the endpoint stayed disabled");
-    }
-}
-
-#[tokio::test]
 async fn a_delivery_that_waited_under_a_longer_schedule_is_made_under_a_shorter_one() {
     let (nats, mut receiver) =
         (Nats::start().await, Receiver::scripted([Reply::Status(500), Reply::Status(500)]).await);
