@@ -29,6 +29,8 @@ const LOAD_AGAIN: Duration = Duration::from_millis(500);
 const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
 /// The shortest time after which a message comes again.
 const SOON: Duration = Duration::from_millis(20);
+/// When a retry comes again that was due before its last attempt was written down.
+const WHILE_IN_HAND: Duration = Duration::from_millis(250);
 /// When a message that could not be dealt with comes again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -115,6 +117,8 @@ impl Courier {
                 received.give_back(wait.max(SOON)).await;
             }
             Answer::Terminate => received.terminate().await,
+            // Another message of the same delivery than the one in hand: nobody else will answer for it.
+            Answer::Silence if matches!(from, From::Retry) => received.give_back(WHILE_IN_HAND).await,
             Answer::Silence => {}
         }
         self.metrics.deliveries.dec();

@@ -59,7 +59,7 @@ pub(super) enum Answer {
     AgainAt(SystemTime),
     /// Not a message that anybody can act on.
     Terminate,
-    /// This process has it in hand already; whoever does will answer.
+    /// This process has the delivery in hand already; whoever does answers for its own message.
     Silence,
 }
 

@@ -380,3 +380,19 @@ async fn an_endpoint_has_waits_hopeless_statuses_and_ages_of_its_own() {
         assert_eq!((receipt["reason"].as_str(), receipt["attempt"].as_u64()), (Some(reason), Some(attempts)), "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_retry_that_is_due_before_its_attempt_is_written_down_does_not_wait_for_the_ack_wait() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Status(500)]).await);
+    let _hookbridge = Hookbridge::start(&nats, &format!("{}\nretry = [\"50ms\"]", crm(&receiver))).await;
+    // A receipt that is not taken is tried for about three seconds; the delivery is in hand meanwhile.
+    let mut receipts = nats.jetstream().get_stream("RECEIPTS").await.unwrap().get_info().await.unwrap().config;
+    receipts.max_bytes = 1;
+    receipts.discard = async_nats::jetstream::stream::DiscardPolicy::New;
+    nats.jetstream().update_stream(&receipts).await.unwrap();
+
+    nats.publish("outbox.a", &TO_CRM, "x").await;
+
+    let (first, second) = (receiver.next().await.at, receiver.next().await.at);
+    assert!(second - first < Duration::from_secs(25), "the retry came after {:?}", second - first);
+}
