@@ -6,6 +6,7 @@
 
 mod admin;
 mod agents;
+mod authorization;
 mod callbacks;
 mod client_tls;
 mod clients;
@@ -28,11 +29,12 @@ use std::time::Duration;
 
 pub use admin::Admin;
 pub use agents::Agent;
+pub use authorization::{Authorization, Basic, ClientCredentials, ClientStyle};
 pub use callbacks::Callbacks;
 pub use client_tls::ClientTls;
 pub use clients::Client;
 pub use egress::Egress;
-pub use endpoints::{AgentPattern, Endpoint, SignatureForm};
+pub use endpoints::{AgentPattern, Endpoint, PayloadForm, SignatureForm};
 pub use gateway::Gateway;
 pub(crate) use load::{DEFAULT_FILE, nearest};
 pub use load::{Layers, Mistake, Mistakes, load};

@@ -5,8 +5,10 @@
 //! schedule, or a dead letter, and only then the ack. Waiting is the stream's job: a restart forgets nothing and no task sleeps for an hour.
 
 mod alarm;
+mod authorization;
 mod breaker;
 mod buried;
+mod capture;
 pub(crate) mod control;
 mod courier;
 mod dead_letter;
@@ -21,6 +23,7 @@ mod ledger;
 mod line;
 mod load;
 mod pace;
+mod payload;
 mod pointer;
 mod reason;
 mod receipt;

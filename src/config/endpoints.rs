@@ -5,14 +5,16 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
 
+use super::Authorization;
 use super::client_tls::ClientTls;
 use super::policy::{Breaker, Retry, own_breaker};
 use super::rate::{Rate, own_rate};
 use crate::event::{Name, Place};
-use crate::secret::SecretEntry;
+use crate::secret::{SecretEntry, SecretRef};
 use crate::signature::profile::{Naming, Profile, Verify};
 use crate::signature::{KeyForm, Scheme, SigningForm, Ways, preset};
 
@@ -39,7 +41,7 @@ pub struct Endpoint {
     /// Headers that every delivery carries.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// The types that fan-out brings here: the message's `ce-type` or the envelope's `type`, `*` for any run of
+    /// The types that fan-out brings here: the message's `ce-type`, else its topic; `*` stands for any run of
     /// characters. Without any, every type.
     #[serde(default)]
     pub types: Vec<String>,
@@ -72,6 +74,47 @@ pub struct Endpoint {
     /// Certificate authorities and a client certificate of the endpoint's own.
     #[serde(default)]
     pub tls: Option<ClientTls>,
+    /// Headers that every delivery carries and whose values are secrets.
+    #[serde(default)]
+    pub secret_headers: BTreeMap<String, SecretRef>,
+    /// How deliveries authenticate themselves, beside their signatures.
+    pub auth: Option<Authorization>,
+    /// What is made of a message's body.
+    #[serde(default)]
+    pub payload: PayloadForm,
+    /// The largest body that is sent, after everything that is made of it. A delivery over it is dead at once.
+    pub max_body: Option<ByteSize>,
+    /// Whether the endpoint's answer is part of the receipts: its status, some headers, and 64 KiB of its body.
+    #[serde(default)]
+    pub capture_response: bool,
+    /// The headers of an answer that are captured.
+    #[serde(default = "default_capture_headers")]
+    pub capture_headers: Vec<String>,
+}
+
+/// What is made of a message's body before it is signed and sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PayloadForm {
+    /// Sent as it is, byte for byte.
+    #[default]
+    AsIs,
+    /// Wrapped as CloudEvents 1.0 in JSON, structured mode. What is not JSON is `data_base64`.
+    #[serde(rename = "cloudevents")]
+    CloudEvents,
+    /// Wrapped as `{"type", "timestamp", "data"}`, the payload structure of Standard Webhooks. A body that is not
+    /// JSON is a text in `data`; one that is no text either makes the delivery dead (`malformed`).
+    StandardWebhooks,
+}
+
+impl fmt::Display for PayloadForm {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::AsIs => "as-is",
+            Self::CloudEvents => "cloudevents",
+            Self::StandardWebhooks => "standard-webhooks",
+        })
+    }
 }
 
 /// The name of an agent, or `*` for all.
@@ -198,4 +241,9 @@ pub(super) fn default_signatures() -> Vec<SignatureForm> {
 
 pub(super) fn any_agent() -> Vec<AgentPattern> {
     vec![AgentPattern::Any]
+}
+
+/// What an agent needs to go on: what the body is, where the thing is, when to come again, and a name for support.
+pub(super) fn default_capture_headers() -> Vec<String> {
+    ["content-type", "content-encoding", "location", "retry-after", "etag", "x-request-id"].map(str::to_owned).into()
 }

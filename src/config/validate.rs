@@ -1,10 +1,12 @@
 //! What can be read and still cannot work.
 
+mod sending;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
@@ -15,18 +17,6 @@ use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
 
 /// Room for the headers of a message beside its body, under the server's `max_payload`.
 pub(crate) const HEADER_ROOM: u64 = 64 * 1024;
-
-/// Headers that Hookbridge writes itself, or that frame the request.
-const OWN_HEADERS: [&str; 8] = [
-    "host",
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "webhook-id",
-    "webhook-timestamp",
-    "webhook-signature",
-    "user-agent",
-];
 
 /// Headers that every delivery carries, so that a signature can cover them.
 const CARRIED: [HeaderName; 4] = [
@@ -350,17 +340,7 @@ fn endpoint(table: &str, endpoint: &Endpoint, allow_http: bool, findings: &mut F
     {
         findings.add(format!("{table}.subjects"), format!("`{pattern}` is not a pattern over `outbox.…` subjects"));
     }
-    for (name, value) in &endpoint.headers {
-        let key = format!("{table}.headers.{name}");
-        match name.parse::<HeaderName>() {
-            Err(_) => findings.add(key, "is not a header name"),
-            Ok(parsed) if OWN_HEADERS.contains(&parsed.as_str()) => findings.add(key, "is set by Hookbridge itself"),
-            Ok(_) if HeaderValue::from_str(value).is_err() => {
-                findings.add(key, "has a value that a header cannot carry")
-            }
-            Ok(_) => {}
-        }
-    }
+    sending::endpoint(table, endpoint, allow_http, findings);
 }
 
 fn callbacks(config: &Config, findings: &mut Findings) {

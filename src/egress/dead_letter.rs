@@ -47,6 +47,7 @@ impl<'a> DeadLetter<'a> {
             next_attempt: None,
             at,
             sequence: self.sequence,
+            response: None,
         }
     }
 

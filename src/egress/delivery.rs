@@ -12,10 +12,12 @@ use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::gate::{NotNow, Pass};
 use super::ledger::Known;
+use super::payload::{self, Payload};
 use super::pointer::Why;
 use super::reason::{Failure, Reason, Refusal};
 use super::receipt::{Receipt, Status};
 use super::retry::{self, Decision, Outcome, Progress};
+use super::send::Attempt;
 use super::standing::{Record, Standing, State, Subject, state_key};
 use super::sweep;
 use super::worker::{Answer, Job, Worker};
@@ -27,8 +29,8 @@ use crate::telemetry::traces;
 /// About how long a delivery to a paused destination waits before it asks by itself.
 const PAUSED: Duration = Duration::from_secs(3600);
 
-/// How an attempt ended, and how long it took.
-type Attempted<'a> = Option<(&'a Outcome, Duration)>;
+/// What came of an attempt, and how long it took.
+type Attempted<'a> = Option<(&'a Attempt, Duration)>;
 
 impl Worker {
     /// Works on one delivery up to the point where its message can be acked.
@@ -74,15 +76,29 @@ impl Worker {
                 return None;
             }
         }
+        let payload = match payload::make(destination, job.message, job.stored) {
+            Ok(payload) => payload,
+            Err(refusal) => {
+                // The same body would be made of it every time.
+                self.give_up(job, &refusal, None, None).await;
+                return None;
+            }
+        };
         let policy = destination.policy();
         let token = job.route.token.as_deref().unwrap_or_default();
         match self.gates.pass(token, policy, job.held).await {
-            Ok(pass) => self.attempt(job, destination, pass).await,
+            Ok(pass) => self.attempt(job, destination, &payload, pass).await,
             Err(NotNow { why, until }) => self.hold(job, why, until).await,
         }
     }
 
-    async fn attempt(&self, job: &Job<'_>, destination: &Destination, pass: Pass) -> Option<SystemTime> {
+    async fn attempt(
+        &self,
+        job: &Job<'_>,
+        destination: &Destination,
+        payload: &Payload,
+        pass: Pass,
+    ) -> Option<SystemTime> {
         let span = tracing::info_span!(
             target: traces::TARGET,
             "deliver webhook",
@@ -94,17 +110,18 @@ impl Worker {
         );
         let trace = traces::continue_from(&span, job.message.trace.clone());
         let begun = Instant::now();
-        let outcome = self.sender.attempt(destination, job.message, &trace).instrument(span.clone()).await;
-        let took = begun.elapsed();
+        let sent = self.sender.attempt(destination, job.message, payload, &trace);
+        let attempt = sent.instrument(span.clone()).await;
+        let (outcome, took) = (&attempt.outcome, begun.elapsed());
         pass.ended(destination.policy(), outcome.health(), took);
         span.record("http.response.status_code", outcome.status());
         let (now, chance) = (self.clock.now(), rand::random());
         let progress = Progress { attempt: job.attempt, stored: job.stored, now, chance };
-        let decision = retry::decide(&outcome, destination.policy(), progress);
-        self.count(job, &outcome, decision, took);
+        let decision = retry::decide(outcome, destination.policy(), progress);
+        self.count(job, outcome, decision, took);
         match decision {
             Decision::Delivered => {
-                let receipt = self.receipt(job, Status::Delivered, &outcome, took);
+                let receipt = self.receipt(job, Status::Delivered, &attempt, took);
                 self.ledger.receipt(&receipt, Some(&trace)).await;
             }
             Decision::RetryAt(due) => {
@@ -115,7 +132,7 @@ impl Worker {
                     self.end_by_word(&made, standing).await;
                     return None;
                 }
-                self.put_off(job, &outcome, due, took, &trace).await;
+                self.put_off(job, &attempt, due, took, &trace).await;
                 return Some(due);
             }
             Decision::Dead(reason) => {
@@ -123,7 +140,7 @@ impl Worker {
                 if let (Reason::Gone, Destination::Endpoint(endpoint)) = (reason, destination) {
                     self.disable(endpoint).await;
                 }
-                self.give_up(job, &refusal, Some((&outcome, took)), Some(&trace)).await;
+                self.give_up(job, &refusal, Some((&attempt, took)), Some(&trace)).await;
             }
         }
         None
@@ -151,7 +168,8 @@ impl Worker {
     }
 
     /// Schedules the next attempt, then tells the agent.
-    async fn put_off(&self, job: &Job<'_>, outcome: &Outcome, due: SystemTime, took: Duration, trace: &trace::Context) {
+    async fn put_off(&self, job: &Job<'_>, attempt: &Attempt, due: SystemTime, took: Duration, trace: &trace::Context) {
+        let outcome = &attempt.outcome;
         // What stands in a line waits there.
         if !job.in_line {
             self.schedule(job, job.attempt + 1, None, due).await;
@@ -159,7 +177,7 @@ impl Worker {
         let receipt = Receipt {
             next_attempt: Some(due),
             detail: outcome.detail(),
-            ..self.receipt(job, Status::Retrying, outcome, took)
+            ..self.receipt(job, Status::Retrying, attempt, took)
         };
         self.ledger.receipt(&receipt, Some(trace)).await;
         tracing::info!(
@@ -209,9 +227,10 @@ impl Worker {
             }
         }
         let receipt = Receipt {
-            http_status: attempted.and_then(|(outcome, _)| outcome.status()),
-            failure: attempted.and_then(|(outcome, _)| outcome.failure()),
+            http_status: attempted.and_then(|(attempt, _)| attempt.outcome.status()),
+            failure: attempted.and_then(|(attempt, _)| attempt.outcome.failure()),
             duration: attempted.map(|(_, took)| took),
+            response: attempted.and_then(|(attempt, _)| attempt.response.as_ref()),
             ..letter.receipt(self.clock.now())
         };
         self.ledger.receipt(&receipt, trace).await;
@@ -226,7 +245,8 @@ impl Worker {
         );
     }
 
-    fn receipt<'a>(&self, job: &'a Job<'_>, status: Status, outcome: &Outcome, took: Duration) -> Receipt<'a> {
+    fn receipt<'a>(&self, job: &'a Job<'_>, status: Status, attempt: &'a Attempt, took: Duration) -> Receipt<'a> {
+        let outcome = &attempt.outcome;
         Receipt {
             agent: &job.message.agent,
             message_id: &job.message.id,
@@ -242,6 +262,7 @@ impl Worker {
             next_attempt: None,
             at: self.clock.now(),
             sequence: job.original.sequence,
+            response: attempt.response.as_ref(),
         }
     }
 

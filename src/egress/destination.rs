@@ -7,7 +7,10 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 use url::Url;
 
+use super::authorization::Authorization;
+use super::capture::Capture;
 use super::interest::Interest;
+use super::payload::Shape;
 use super::retry::Policy;
 use super::signer::Signer;
 use crate::config::{self, AgentPattern, ClientTls, Config, Egress, StreamKind};
@@ -34,6 +37,9 @@ pub(super) struct Endpoint {
     types: Vec<String>,
     pub(super) agents: Vec<AgentPattern>,
     pub(super) headers: HeaderMap,
+    pub(super) authorization: Authorization,
+    pub(super) shape: Shape,
+    pub(super) capture: Option<Capture>,
     pub(super) signer: Signer,
     pub(super) policy: Policy,
     /// One at a time, in the order of the stream.
@@ -103,7 +109,8 @@ impl Destinations {
         let clients = self.endpoints.values().map(|endpoint| &endpoint.client).chain([&self.callbacks.client]);
         let clients = clients.flatten().map(|client| Arc::new(client.clone()) as Arc<dyn Reload>);
         let signers = self.endpoints.values().map(|endpoint| &endpoint.signer).chain([&self.callbacks.signer]);
-        signers.flat_map(Signer::secrets).chain(clients).collect()
+        let authorizing = self.endpoints.values().flat_map(|endpoint| endpoint.authorization.secrets());
+        signers.flat_map(Signer::secrets).chain(clients).chain(authorizing).collect()
     }
 }
 
@@ -129,6 +136,9 @@ impl Endpoint {
             types: endpoint.types.clone(),
             agents: endpoint.agents.clone(),
             headers: endpoint.headers.iter().filter_map(header).collect(),
+            authorization: Authorization::new(endpoint)?,
+            shape: Shape::new(endpoint),
+            capture: Capture::new(endpoint),
             signer: Signer::new(&endpoint.signatures, &endpoint.secrets)?,
             policy: Policy::new(egress, Some(endpoint), kept_for),
             ordered: endpoint.ordered,
@@ -165,9 +175,10 @@ impl Destination {
         }
     }
 
-    pub(super) fn headers(&self) -> Option<&HeaderMap> {
+    /// The endpoint's own; a callback has nothing but its URL and the policy.
+    pub(super) fn endpoint(&self) -> Option<&Endpoint> {
         match self {
-            Self::Endpoint(endpoint) => Some(&endpoint.headers),
+            Self::Endpoint(endpoint) => Some(endpoint),
             Self::Callback { .. } => None,
         }
     }

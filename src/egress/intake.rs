@@ -16,7 +16,7 @@ use url::Url;
 use super::reason::{Reason, Refusal};
 use super::replay::Replayed;
 use crate::event::headers::Headers;
-use crate::event::{id, name, subject, trace};
+use crate::event::{cloud_event, id, name, subject, trace};
 
 const ENDPOINT: &str = "Hookbridge-Endpoint";
 const CALLBACK_URL: &str = "Hookbridge-Callback-Url";
@@ -49,10 +49,10 @@ pub(super) struct Message {
     pub(super) target: Target,
     /// Of all deliveries only this one: the message is a replay of it.
     pub(super) only: Option<String>,
+    /// What kind of thing it is about: the envelope's `type`, a header `ce-type`, or the topic.
+    pub(super) event_type: Option<String>,
     pub(super) body: Bytes,
     pub(super) content_type: HeaderValue,
-    /// What kind of message it is, where its sender says: the envelope's `type`, or `ce-type`.
-    pub(super) event_type: Option<String>,
     pub(super) trace: Option<trace::Context>,
 }
 
@@ -116,14 +116,17 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
         Some(payload) => payload,
         None => original.payload.clone(),
     };
+    let header_type = original.headers.get("ce-type").map(cloud_event::decode);
+    let types = [envelope.event_type, header_type, topic.map(str::to_owned)];
+    let event_type = types.into_iter().flatten().find(|event_type| !event_type.is_empty());
     Ok(Message {
         agent: agent.to_owned(),
         id: id.unwrap_or_else(|| original.fallback_id.clone()),
         target: envelope.target.unwrap_or(Target::FanOut),
         only,
+        event_type,
         body,
         content_type,
-        event_type: envelope.event_type.or_else(|| original.headers.get("ce-type").map(str::to_owned)),
         trace: trace::Context::read(&original.headers),
     })
 }
@@ -167,8 +170,8 @@ fn callback(url: &str) -> Result<Target, String> {
 struct Envelope {
     target: Option<Target>,
     id: Option<String>,
-    content_type: Option<String>,
     event_type: Option<String>,
+    content_type: Option<String>,
     /// The body, where it is not the whole message.
     payload: Option<Bytes>,
 }
@@ -410,6 +413,17 @@ mod tests {
             assert_eq!((message.id.as_str(), message.only), ("own", None));
             assert_eq!(understood(BARE, headers, "x").id, "m_fallback");
         }
+    }
+
+    #[test]
+    fn the_type_is_the_envelopes_or_the_headers_or_the_topic() {
+        let event_type = |subject, headers, body| understood(subject, headers, body).event_type;
+        let header: &[(&str, &str)] = &[("CE-Type", "order%20paid")];
+        let body = r#"{"endpoint":"a","payload":1,"type":"order.created"}"#;
+        assert_eq!(event_type(BARE, header, body).as_deref(), Some("order.created"));
+        assert_eq!(event_type("outbox.planner.ticket.new", header, "x").as_deref(), Some("order paid"));
+        assert_eq!(event_type("outbox.planner.ticket.new", &[("ce-type", "")], "x").as_deref(), Some("ticket.new"));
+        assert_eq!(event_type(BARE, &[], "x"), None);
     }
 
     #[test]

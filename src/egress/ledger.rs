@@ -56,7 +56,7 @@ impl Ledger {
 
     /// Writes a receipt. One that cannot be written is counted; it never causes another attempt by itself.
     pub(super) async fn receipt(&self, receipt: &Receipt<'_>, trace: Option<&trace::Context>) {
-        let message = receipt.message(trace);
+        let message = receipt.message(trace, self.broker.max_payload());
         let publish = || self.broker.publish(&message, CONFIRM_WITHIN);
         if self.persist(&message.subject, RECEIPT_TRIES, publish).await.is_err() {
             self.metrics.lost_receipts.inc();

@@ -21,6 +21,10 @@ pub(crate) enum Reason {
     Malformed,
     /// The body is no longer in OUTBOX.
     Expired,
+    /// What would be sent is larger than the endpoint takes.
+    TooLarge,
+    /// The endpoint's transformation cannot be applied to the body.
+    Transform,
 }
 
 impl Reason {
@@ -35,6 +39,8 @@ impl Reason {
             Self::EndpointDisabled => "endpoint-disabled",
             Self::Malformed => "malformed",
             Self::Expired => "expired",
+            Self::TooLarge => "too-large",
+            Self::Transform => "transform",
         }
     }
 }
@@ -85,6 +91,8 @@ pub(crate) enum Failure {
     Forbidden,
     /// Nothing was sent: no secret was left to sign with, or the message cannot be signed as configured.
     Unsigned,
+    /// There was no token to authenticate with.
+    Auth,
 }
 
 impl Failure {
@@ -99,6 +107,7 @@ impl Failure {
             Self::Protocol => "protocol",
             Self::Forbidden => "forbidden",
             Self::Unsigned => "unsigned",
+            Self::Auth => "auth",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::capture::{Captured, Told};
 use super::pointer::Why;
 use super::reason::Failure;
 use crate::broker::{Outgoing, StoredMessage};
@@ -61,6 +62,8 @@ pub(super) struct Receipt<'a> {
     pub(super) at: SystemTime,
     /// The message in OUTBOX that this is about: ids can repeat, sequences cannot.
     pub(super) sequence: u64,
+    /// What the endpoint answered, where it is captured.
+    pub(super) response: Option<&'a Captured>,
 }
 
 #[derive(Serialize)]
@@ -78,6 +81,8 @@ struct Body<'a> {
     duration_ms: Option<u64>,
     next_attempt_at: Option<String>,
     at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<Told>,
 }
 
 /// The header that says which outbox message a receipt is about.
@@ -122,8 +127,21 @@ pub(super) fn attempt_of(receipt: &StoredMessage, sequence: u64) -> Option<u32> 
 }
 
 impl Receipt<'_> {
-    /// The message that tells it.
-    pub(super) fn message(&self, trace: Option<&trace::Context>) -> Outgoing {
+    /// The message that tells it, within what the server takes: a captured body is cut until it fits, and in the
+    /// end left out with all of the answer.
+    pub(super) fn message(&self, trace: Option<&trace::Context>, max_payload: usize) -> Outgoing {
+        let mut room = self.response.map(Captured::len);
+        loop {
+            let message = self.with_response(trace, room);
+            if room.is_none() || message.wire_bytes() <= max_payload {
+                return message;
+            }
+            room = room.filter(|room| *room > 0).map(|room| room / 2);
+        }
+    }
+
+    /// The message with so many bytes of the answer's body, or without the answer.
+    fn with_response(&self, trace: Option<&trace::Context>, room: Option<usize>) -> Outgoing {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let body = Body {
             delivery: self.delivery_id,
@@ -139,6 +157,7 @@ impl Receipt<'_> {
             duration_ms: self.duration.map(millis),
             next_attempt_at: self.next_attempt.map(rfc3339),
             at: rfc3339(self.at),
+            response: self.response.zip(room).map(|(response, room)| response.told(room)),
         };
         let mut headers = Headers::default();
         headers.push(SEQUENCE, self.sequence.to_string());
@@ -152,5 +171,62 @@ impl Receipt<'_> {
             payload: serde_json::to_vec(&body).unwrap_or_default().into(),
             message_id: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, StatusCode};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::egress::capture::{self, Capture};
+
+    async fn captured(length: usize, header: usize) -> Captured {
+        let endpoint = "capture_response = true\ncapture_headers = [\"x-h\"]\nurl = \"https://a.example/\"";
+        let endpoint =
+            figment::Figment::from(<figment::providers::Toml as figment::providers::Format>::string(endpoint));
+        let capture = Capture::new(&endpoint.extract().unwrap()).unwrap();
+        let headers: HeaderMap =
+            [("x-h".parse().unwrap(), HeaderValue::from_str(&"h".repeat(header)).unwrap())].into_iter().collect();
+        let body = http_body_util::Full::new(Bytes::from(vec![0; length]));
+        capture.keep(StatusCode::OK, &headers, capture::read(body, Instant::now() + Duration::from_secs(9)).await)
+    }
+
+    fn receipt(response: &Captured) -> Receipt<'_> {
+        Receipt {
+            agent: "a",
+            message_id: "m",
+            delivery_id: "m",
+            destination: "crm",
+            status: Status::Delivered,
+            attempt: 1,
+            http_status: Some(200),
+            failure: None,
+            reason: None,
+            detail: None,
+            duration: None,
+            next_attempt: None,
+            at: SystemTime::UNIX_EPOCH,
+            sequence: 7,
+            response: Some(response),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_captured_body_is_cut_until_the_receipt_fits_and_left_out_in_the_end() {
+        let captured = captured(1000, 500).await;
+        let message = |max| {
+            let message = receipt(&captured).message(None, max);
+            assert!(message.wire_bytes() <= max, "{} of {max}", message.wire_bytes());
+            serde_json::from_slice::<serde_json::Value>(&message.payload).unwrap()
+        };
+        let whole = message(1 << 20);
+        assert_eq!(whole["response"]["truncated"], false);
+        let cut = message(1500);
+        assert_eq!(cut["response"]["truncated"], true);
+        assert!(cut["response"]["body_base64"].as_str().unwrap().len() > 100, "{cut}");
+        assert_eq!(message(600).get("response"), None);
     }
 }

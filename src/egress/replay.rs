@@ -143,7 +143,7 @@ impl<'a> Again<'a> {
         // Read first: once the replay is stored, a courier may tell more of it than is told here.
         let last = visitor.last(StreamKind::Receipts, &told_on).await?.map_or(0, |receipt| receipt.sequence);
         let sequence = self.store(visitor).await?;
-        let receipt = self.receipt(sequence, now).message(None);
+        let receipt = self.receipt(sequence, now).message(None, visitor.server().max_payload);
         match visitor.store_after(StreamKind::Receipts, &receipt, last, CONFIRM_WITHIN).await {
             Ok(_) | Err(PublishError::Occupied) => {}
             // The delivery goes its way without it, and repeating the replay would be worse.
@@ -177,6 +177,7 @@ impl<'a> Again<'a> {
             reason: Some(self.origin.reason()),
             detail: Some(format!("an operator sends it again, from {}", self.origin)),
             duration: None,
+            response: None,
             next_attempt: None,
             at: now,
             sequence,

@@ -12,8 +12,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::authorization::Means;
+use super::capture::{self, Captured, MAX_ANSWER};
 use super::destination::Destination;
 use super::intake::Message;
+use super::payload::Payload;
 use super::reason::Failure;
 use super::retry::{Outcome, parse_retry_after};
 use super::signer::NotSigned;
@@ -22,9 +25,6 @@ use crate::config::Egress;
 use crate::event::trace;
 use crate::outbound::{AGENT, Cause, Client, ClientOptions, Guard, request_target};
 use crate::signature::Outgoing;
-
-/// The most bytes of an answer's body that are read; enough to drain a usual one and keep its connection.
-const MAX_ANSWER: usize = 64 * 1024;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -44,67 +44,111 @@ impl Sender {
         Ok(Self { client, guard, clock })
     }
 
-    /// Makes one attempt. Takes no longer than the timeout, the answer's body included.
+    /// Makes one attempt. Takes no longer than the timeout, a token and the answer's body included.
     pub(super) async fn attempt(
         &self,
         destination: &Destination,
         message: &Message,
+        payload: &Payload,
         trace: &trace::Context,
-    ) -> Outcome {
+    ) -> Attempt {
         if let Err(blocked) = self.guard.check_url(destination.url()) {
-            return Outcome::Forbidden { detail: blocked.to_string() };
+            return Outcome::Forbidden { detail: blocked.to_string() }.into();
         }
-        let request = match request(destination, message, trace, self.clock.now()) {
+        let deadline = Instant::now() + destination.policy().timeout;
+        let authorized = match destination.endpoint() {
+            Some(endpoint) => endpoint.authorization.headers(self.means(deadline)).await,
+            None => Ok(HeaderMap::new()),
+        };
+        let authorized = match authorized {
+            Ok(authorized) => authorized,
+            Err(outcome) => return outcome.into(),
+        };
+        let request = match request(destination, message, payload, &authorized, trace, self.clock.now()) {
             Ok(Some(request)) => request,
             Ok(None) => {
                 let detail = "the URL cannot be written as a request target".to_owned();
-                return Outcome::Forbidden { detail };
+                return Outcome::Forbidden { detail }.into();
             }
             // A failed attempt and not a dead letter: there is time to give the destination another secret.
             Err(unsigned) => {
-                return Outcome::Failed { failure: Failure::Unsigned, detail: unsigned.to_string() };
+                return Outcome::Failed { failure: Failure::Unsigned, detail: unsigned.to_string() }.into();
             }
         };
-        let timeout = destination.policy().timeout;
-        let deadline = Instant::now() + timeout;
+        let attempt = self.exchange(destination, request, deadline).await;
+        if let Some(endpoint) = destination.endpoint() {
+            endpoint.authorization.heard(&authorized, attempt.outcome.status());
+        }
+        attempt
+    }
+
+    fn means(&self, deadline: Instant) -> Means<'_> {
+        Means { client: &self.client, guard: &self.guard, clock: &self.clock, deadline }
+    }
+
+    /// Sends the request and reads the answer.
+    async fn exchange(&self, destination: &Destination, request: Request<Full<Bytes>>, deadline: Instant) -> Attempt {
         let client = destination.client().unwrap_or(&self.client);
         let answer = match tokio::time::timeout_at(deadline, client.request(request)).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(cause)) => return unanswered(cause),
+            Ok(Err(cause)) => return unanswered(cause).into(),
             Err(_) => {
-                let detail = format!("no answer within {}", humantime::format_duration(timeout));
-                return Outcome::Failed { failure: Failure::Timeout, detail };
+                let detail = format!("no answer within {}", humantime::format_duration(destination.policy().timeout));
+                return Outcome::Failed { failure: Failure::Timeout, detail }.into();
             }
         };
-        let outcome = outcome(answer.status(), answer.headers(), self.clock.now());
-        // The status is the answer. The body is read only so that the connection can be used again.
-        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, drain(answer.into_body())).await {
-            tracing::debug!("An answer broke off after its status: {error}");
-        }
-        outcome
+        let (head, body) = answer.into_parts();
+        let outcome = outcome(head.status, &head.headers, self.clock.now());
+        // The status is the answer. The body is read only so that the connection can be used again, or to be told.
+        let response = match destination.endpoint().and_then(|endpoint| endpoint.capture.as_ref()) {
+            Some(capture) => Some(capture.keep(head.status, &head.headers, capture::read(body, deadline).await)),
+            None => {
+                if let Ok(Err(error)) = tokio::time::timeout_at(deadline, drain(body)).await {
+                    tracing::debug!("An answer broke off after its status: {error}");
+                }
+                None
+            }
+        };
+        Attempt { outcome, response }
     }
 }
 
-/// The request of one attempt: signed now, body untouched. `None` when the URL is no request target.
+/// What came of one request.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) outcome: Outcome,
+    /// What is kept of the answer, where there was one and the endpoint wants it.
+    pub(super) response: Option<Captured>,
+}
+
+impl From<Outcome> for Attempt {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, response: None }
+    }
+}
+
+/// The request of one attempt: signed now, body as it was made. `None` when the URL is no request target.
 fn request(
     destination: &Destination,
     message: &Message,
+    payload: &Payload,
+    authorized: &HeaderMap,
     trace: &trace::Context,
     now: SystemTime,
 ) -> Result<Option<Request<Full<Bytes>>>, NotSigned> {
-    let Some(mut headers) = headers(destination, message, now) else { return Ok(None) };
+    let Some(mut headers) = headers(destination, message, payload, authorized, now) else { return Ok(None) };
     insert_trace(&mut headers, trace);
     let mut outgoing = Outgoing {
         id: &message.id,
-        event_type: None,
+        event_type: message.event_type.as_deref(),
         now,
-        body: &message.body,
+        body: &payload.body,
         url: Cow::Borrowed(destination.url()),
         headers: &mut headers,
     };
     destination.signer().sign(&mut outgoing)?;
     let Some(uri) = request_target(&outgoing.url) else { return Ok(None) };
-    let mut request = Request::new(Full::new(message.body.clone()));
+    let mut request = Request::new(Full::new(payload.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
@@ -112,13 +156,20 @@ fn request(
 }
 
 /// The headers of one attempt, before it is signed. `None` when they cannot be written.
-fn headers(destination: &Destination, message: &Message, now: SystemTime) -> Option<HeaderMap> {
+fn headers(
+    destination: &Destination,
+    message: &Message,
+    payload: &Payload,
+    authorized: &HeaderMap,
+    now: SystemTime,
+) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    if let Some(own) = destination.headers() {
-        headers.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
+    if let Some(endpoint) = destination.endpoint() {
+        headers.extend(endpoint.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
+    headers.extend(authorized.iter().map(|(name, value)| (name.clone(), value.clone())));
     headers.insert(USER_AGENT, AGENT);
-    headers.insert(CONTENT_TYPE, message.content_type.clone());
+    headers.insert(CONTENT_TYPE, payload.content_type.clone());
     headers.insert(WEBHOOK_ID, HeaderValue::from_str(&message.id).ok()?);
     headers.insert(WEBHOOK_TIMESTAMP, unix_seconds(now).into());
     Some(headers)

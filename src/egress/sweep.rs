@@ -142,6 +142,7 @@ impl Worker {
             detail: Some(detail),
             duration: None,
             next_attempt: None,
+            response: None,
             at: self.clock.now(),
             sequence: pointer.sequence,
         };

@@ -39,5 +39,5 @@ pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> V
     let mut buried = letter.message(max_payload);
     // Nobody knows where the message was to go: it cannot be replayed.
     buried.headers.push("Hookbridge-Headers", "unreadable");
-    vec![buried, letter.receipt(now).message(None)]
+    vec![buried, letter.receipt(now).message(None, max_payload)]
 }

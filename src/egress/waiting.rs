@@ -100,6 +100,7 @@ impl Worker {
             detail: Some(detail.to_owned()),
             duration: None,
             next_attempt: Some(due).filter(|_| why != Why::Paused),
+            response: None,
             at: now,
             sequence: job.original.sequence,
         };

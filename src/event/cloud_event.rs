@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use super::{Headers, Name, trace};
 use crate::clock::rfc3339;
@@ -44,6 +44,11 @@ fn encode(value: &str) -> Cow<'_, str> {
     utf8_percent_encode(value, ENCODED).into()
 }
 
+/// The value of a `ce-…` header. What is not UTF-8 after decoding is replaced, as the binding says.
+pub(crate) fn decode(value: &str) -> String {
+    percent_decode_str(value).decode_utf8_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +59,13 @@ mod tests {
         assert_eq!(encode("Euro € 100%"), "Euro%20%E2%82%AC%20100%25");
         assert_eq!(encode("a\r\nb"), "a%0D%0Ab");
         assert_eq!(encode("issues.opened"), "issues.opened");
+    }
+
+    #[test]
+    fn a_value_is_decoded_to_what_was_encoded() {
+        for value in ["issues.opened", "Euro € 100%", "a\r\nb \"c\""] {
+            assert_eq!(decode(&encode(value)), value);
+        }
+        assert_eq!(decode("%ff"), "\u{fffd}");
     }
 }

@@ -34,6 +34,7 @@ mod limits;
 mod ordered;
 mod outages;
 mod outbox;
+mod payloads;
 mod quarantine;
 mod refused_addresses;
 mod replay;
