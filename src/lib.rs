@@ -3,7 +3,7 @@
 //! Two roles share nothing but the streams: the **gateway** verifies incoming webhooks and publishes them to
 //! JetStream ([`ingress`]), the **courier** turns agents' outbox messages into signed outbound webhooks
 //! ([`egress`]). What travels is in [`event`]; how requests prove themselves in [`signature`]; everything that
-//! talks to NATS in [`broker`]; what an operator can say in [`config`]. [`app`] puts the parts together, and
+//! talks to NATS in [`broker`]; what an operator can say in [`config`]; small changes to a body in [`transform`]. [`app`] puts the parts together, and
 //! [`cli`] is the command line.
 //!
 //! ARCHITECTURE.md has the map, the invariants, and who may import whom.
@@ -27,3 +27,4 @@ pub mod secret;
 pub mod signature;
 mod telemetry;
 mod tls;
+pub mod transform;

@@ -17,6 +17,7 @@ use crate::event::{Name, Place};
 use crate::secret::{SecretEntry, SecretRef};
 use crate::signature::profile::{Naming, Profile, Verify};
 use crate::signature::{KeyForm, Scheme, SigningForm, Ways, preset};
+use crate::transform::Transform;
 
 /// A named HTTP destination.
 #[derive(Clone, Debug, Deserialize)]
@@ -79,6 +80,10 @@ pub struct Endpoint {
     pub secret_headers: BTreeMap<String, SecretRef>,
     /// How deliveries authenticate themselves, beside their signatures.
     pub auth: Option<Authorization>,
+    /// A small program in a part of the language of jq, which is given the body (JSON, up to 1 MiB) and gives what
+    /// is sent instead, before `payload` wraps it: `"{id: .order.id, kind: \"order\"}"`. A delivery that it cannot
+    /// be applied to is dead at once.
+    pub transform: Option<Transform>,
     /// What is made of a message's body.
     #[serde(default)]
     pub payload: PayloadForm,

@@ -12,7 +12,7 @@ use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::gate::{NotNow, Pass};
 use super::ledger::Known;
-use super::payload::{self, Payload};
+use super::payload::Payload;
 use super::pointer::Why;
 use super::reason::{Failure, Reason, Refusal};
 use super::receipt::{Receipt, Status};
@@ -76,7 +76,7 @@ impl Worker {
                 return None;
             }
         }
-        let payload = match payload::make(destination, job.message, job.stored) {
+        let payload = match self.sender.payload(destination, job.message, job.stored).await {
             Ok(payload) => payload,
             Err(refusal) => {
                 // The same body would be made of it every time.

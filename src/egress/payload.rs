@@ -3,6 +3,7 @@
 //! Pure, and the same on every attempt of a delivery: its times are those of the message, not of the attempt.
 //! Whatever is wrapped keeps the bytes that it was written with, numbers of any length and precision included.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -11,12 +12,14 @@ use data_encoding::BASE64;
 use http::HeaderValue;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 
 use super::destination::Destination;
 use super::intake::Message;
 use super::reason::{Reason, Refusal};
 use crate::clock::rfc3339;
 use crate::config::{self, PayloadForm};
+use crate::transform::{MAX_INPUT, Transform};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const CLOUD_EVENT: HeaderValue = HeaderValue::from_static("application/cloudevents+json");
@@ -24,9 +27,13 @@ const CLOUD_EVENT: HeaderValue = HeaderValue::from_static("application/cloudeven
 /// The type of a message that says nothing of it.
 const DEFAULT_TYPE: &str = "hookbridge.message";
 
+/// Transformations made at once. Each takes one thread, up to a second, and memory in proportion to its budget.
+const TRANSFORMING: usize = 2;
+
 /// What an endpoint wants to have made of a body.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shape {
+    transform: Option<Transform>,
     form: PayloadForm,
     max_body: Option<ByteSize>,
 }
@@ -38,22 +45,67 @@ pub(super) struct Payload {
     pub(super) content_type: HeaderValue,
 }
 
-/// What a message sends to a destination. A callback gets the body as it is.
-pub(super) fn make(destination: &Destination, message: &Message, stored: SystemTime) -> Result<Payload, Refusal> {
-    match destination.endpoint() {
-        Some(endpoint) => endpoint.shape.make(message, stored),
-        None => Shape::default().make(message, stored),
+/// Makes payloads, and not too many at once of those that take time.
+#[derive(Clone)]
+pub(super) struct Maker {
+    transforming: Arc<Semaphore>,
+}
+
+impl Default for Maker {
+    fn default() -> Self {
+        Self { transforming: Arc::new(Semaphore::new(TRANSFORMING)) }
     }
+}
+
+impl Maker {
+    /// What a message sends to a destination that was stored in OUTBOX at this time. A callback gets the body as it
+    /// is.
+    pub(super) async fn make(
+        &self,
+        destination: &Destination,
+        message: &Message,
+        stored: SystemTime,
+    ) -> Result<Payload, Refusal> {
+        let plain = Payload { body: message.body.clone(), content_type: message.content_type.clone() };
+        let Some(shape) = destination.endpoint().map(|endpoint| &endpoint.shape) else { return Ok(plain) };
+        let plain = match &shape.transform {
+            Some(transform) => self.transformed(transform.clone(), plain, shape.largest_output()).await?,
+            None => plain,
+        };
+        shape.wrap(message, plain, stored)
+    }
+
+    async fn transformed(&self, transform: Transform, plain: Payload, most: usize) -> Result<Payload, Refusal> {
+        let refuse = |detail: String| Refusal::new(Reason::Transform, detail);
+        // The semaphore is never closed.
+        let _turn = self.transforming.acquire().await;
+        let body = plain.body.clone();
+        let body = off_the_workers(move || transform.apply(&body, most)).await.map_err(refuse)?;
+        let body = body.map_err(|error| refuse(error.to_string()))?.into();
+        let content_type = if is_json(&plain.content_type) { plain.content_type } else { JSON };
+        Ok(Payload { body, content_type })
+    }
+}
+
+/// Runs what may take a second where no other delivery waits for it.
+#[expect(clippy::disallowed_methods, reason = "its work is bounded by a budget, and its number by a semaphore")]
+async fn off_the_workers<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| "the transformation did not come to an end".to_owned())
 }
 
 impl Shape {
     pub(super) fn new(endpoint: &config::Endpoint) -> Self {
-        Self { form: endpoint.payload, max_body: endpoint.max_body }
+        Self { transform: endpoint.transform.clone(), form: endpoint.payload, max_body: endpoint.max_body }
     }
 
-    /// Makes what is sent of a message that was stored in OUTBOX at this time.
-    pub(super) fn make(&self, message: &Message, stored: SystemTime) -> Result<Payload, Refusal> {
-        let plain = Payload { body: message.body.clone(), content_type: message.content_type.clone() };
+    /// The most bytes that a transformation may give.
+    fn largest_output(&self) -> usize {
+        let max_body = self.max_body.and_then(|max| usize::try_from(max.as_u64()).ok());
+        max_body.unwrap_or(MAX_INPUT).min(MAX_INPUT)
+    }
+
+    /// Wraps a body as the endpoint wants it.
+    fn wrap(&self, message: &Message, plain: Payload, stored: SystemTime) -> Result<Payload, Refusal> {
         let made = match self.form {
             PayloadForm::AsIs => plain,
             PayloadForm::CloudEvents => cloud_event(message, &plain, stored),
@@ -138,8 +190,11 @@ fn write(value: &impl Serialize) -> Bytes {
 
 /// The body as JSON, where its content type says that it is and it is true.
 fn json(plain: &Payload) -> Option<&RawValue> {
-    let declared = plain.content_type.to_str().is_ok_and(is_json_type);
-    declared.then(|| serde_json::from_slice(&plain.body).ok()).flatten()
+    is_json(&plain.content_type).then(|| serde_json::from_slice(&plain.body).ok()).flatten()
+}
+
+fn is_json(content_type: &HeaderValue) -> bool {
+    content_type.to_str().is_ok_and(is_json_type)
 }
 
 /// Whether a content type declares JSON: `*/json` or `*/*+json`, whatever its parameters.
@@ -172,9 +227,13 @@ mod tests {
         }
     }
 
+    fn wrapped(shape: &Shape, message: &Message) -> Result<Payload, Refusal> {
+        let plain = Payload { body: message.body.clone(), content_type: message.content_type.clone() };
+        shape.wrap(message, plain, STORED)
+    }
+
     fn made(form: PayloadForm, body: &[u8], content_type: &'static str) -> Payload {
-        let shape = Shape { form, ..Shape::default() };
-        shape.make(&message(body, content_type), STORED).unwrap()
+        wrapped(&Shape { form, ..Shape::default() }, &message(body, content_type)).unwrap()
     }
 
     fn text(payload: &Payload) -> &str {
@@ -228,7 +287,7 @@ mod tests {
     #[test]
     fn a_standard_webhook_of_neither_json_nor_text_is_refused() {
         let shape = Shape { form: PayloadForm::StandardWebhooks, ..Shape::default() };
-        let refusal = shape.make(&message(b"\xff", "image/png"), STORED).unwrap_err();
+        let refusal = wrapped(&shape, &message(b"\xff", "image/png")).unwrap_err();
         assert_eq!(refusal.reason, Reason::Malformed);
     }
 
@@ -236,7 +295,7 @@ mod tests {
     fn a_message_without_a_type_is_a_message() {
         let untyped = Message { event_type: None, ..message(b"1", "application/json") };
         let shape = Shape { form: PayloadForm::CloudEvents, ..Shape::default() };
-        let event: Value = serde_json::from_slice(&shape.make(&untyped, STORED).unwrap().body).unwrap();
+        let event: Value = serde_json::from_slice(&wrapped(&shape, &untyped).unwrap().body).unwrap();
         assert_eq!(event["type"], DEFAULT_TYPE);
     }
 
@@ -244,8 +303,8 @@ mod tests {
     fn the_size_of_what_is_sent_counts_and_both_sizes_are_said() {
         let shape = |form| Shape { form, max_body: Some(ByteSize::b(10)), ..Shape::default() };
         let message = message(b"\"12345678\"", "application/json");
-        assert!(shape(PayloadForm::AsIs).make(&message, STORED).is_ok());
-        let refusal = shape(PayloadForm::StandardWebhooks).make(&message, STORED).unwrap_err();
+        assert!(wrapped(&shape(PayloadForm::AsIs), &message).is_ok());
+        let refusal = wrapped(&shape(PayloadForm::StandardWebhooks), &message).unwrap_err();
         assert_eq!(refusal.reason, Reason::TooLarge);
         assert!(refusal.detail.contains("have 78 bytes") && refusal.detail.contains("takes 10"), "{refusal:?}");
     }
@@ -287,11 +346,11 @@ mod tests {
             let message = Message { event_type: Some(agent_type.clone()), ..message(json.as_bytes(), "application/json") };
             for form in [PayloadForm::CloudEvents, PayloadForm::StandardWebhooks] {
                 let shape = Shape { form, ..Shape::default() };
-                let payload = shape.make(&message, STORED).unwrap();
-                let wrapped: Wrapped = serde_json::from_slice(&payload.body).unwrap();
-                prop_assert_eq!(wrapped.data.get(), json.as_str());
-                prop_assert_eq!(&wrapped.event_type, &agent_type);
-                prop_assert_eq!(shape.make(&message, STORED).unwrap(), payload);
+                let payload = wrapped(&shape, &message).unwrap();
+                let read: Wrapped = serde_json::from_slice(&payload.body).unwrap();
+                prop_assert_eq!(read.data.get(), json.as_str());
+                prop_assert_eq!(&read.event_type, &agent_type);
+                prop_assert_eq!(wrapped(&shape, &message).unwrap(), payload);
             }
         }
 

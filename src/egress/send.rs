@@ -16,8 +16,8 @@ use super::authorization::Means;
 use super::capture::{self, Captured, MAX_ANSWER};
 use super::destination::Destination;
 use super::intake::Message;
-use super::payload::Payload;
-use super::reason::Failure;
+use super::payload::{Maker, Payload};
+use super::reason::{Failure, Refusal};
 use super::retry::{Outcome, parse_retry_after};
 use super::signer::NotSigned;
 use crate::clock::{Clock, unix_seconds};
@@ -35,13 +35,24 @@ pub(super) struct Sender {
     client: Client,
     guard: Guard,
     clock: Clock,
+    maker: Maker,
 }
 
 impl Sender {
     /// Prepares the client of all destinations that have no TLS of their own.
     pub(super) fn new(guard: Guard, egress: &Egress, clock: Clock) -> Result<Self, rustls::Error> {
         let client = Client::new(&guard, ClientOptions::of(egress))?;
-        Ok(Self { client, guard, clock })
+        Ok(Self { client, guard, clock, maker: Maker::default() })
+    }
+
+    /// Makes what a message sends that was stored at this time: the same for every attempt.
+    pub(super) async fn payload(
+        &self,
+        destination: &Destination,
+        message: &Message,
+        stored: SystemTime,
+    ) -> Result<Payload, Refusal> {
+        self.maker.make(destination, message, stored).await
     }
 
     /// Makes one attempt. Takes no longer than the timeout, a token and the answer's body included.

@@ -173,3 +173,27 @@ fn what_cannot_work_is_a_mistake() {
         assert!(mistakes(&text).contains(expected), "{more}: {}", mistakes(&text));
     }
 }
+
+#[tokio::test]
+async fn a_transformation_selects_and_renames_and_what_it_cannot_make_is_dead_with_a_reason() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let transform = "transform = \"{id: .order.id, kind: \\\"order\\\"}\"\npayload = \"standard-webhooks\"";
+    let _courier = Hookbridge::start(&nats, &endpoint(&receiver, transform)).await;
+
+    publish(&nats, "good", &[], r#"{"order":{"id":7,"secret":"x"}}"#).await;
+    publish(&nats, "bad", &[], "not JSON").await;
+
+    let body: serde_json::Value = serde_json::from_slice(&receiver.next().await.body).unwrap();
+    assert_eq!(body["data"], serde_json::json!({"id": 7, "kind": "order"}));
+    assert_eq!(receipt(&nats, "dead", "bad").await["reason"], "transform");
+}
+
+#[test]
+fn a_transformation_without_bounds_or_sense_is_a_mistake() {
+    for program in ["def f: f; f", "[range(1000000000)]", "{id:", "recurse", "reduce .[] as $x (0; . + $x)", "env"] {
+        let text = format!(
+            "[endpoints.crm]\nurl = \"https://a.example/\"\nsecrets = [\"plain:x\"]\ntransform = {program:?}\n"
+        );
+        assert!(mistakes(&text).contains("transform"), "{program}: {}", mistakes(&text));
+    }
+}
