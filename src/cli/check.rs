@@ -8,7 +8,9 @@ use clap::Args;
 
 use super::{Common, Usage, complain, presets, say};
 use crate::broker::{Broker, Names, Plan, Server, Visitor};
-use crate::config::{self, AgentPattern, Config, HEADER_ROOM, SignatureForm, StreamKind};
+use crate::config::{
+    self, AgentPattern, Authorization, Config, HEADER_ROOM, PayloadForm, Rate, SignatureForm, StreamKind,
+};
 use crate::secret::SecretEntry;
 use crate::signature::preset::{self, Certainty};
 use crate::signature::{Profile, Scheme, Verify};
@@ -187,6 +189,8 @@ fn destinations(config: &Config) {
         signed_as(&endpoint.signatures);
         ends(&endpoint.secrets);
         endpoint.tls.iter().for_each(|tls| say(&format!("    TLS: {}", own_tls(tls))));
+        own_persistence(endpoint).iter().for_each(|line| say(&format!("    {line}")));
+        sending(endpoint).iter().for_each(|line| say(&format!("    {line}")));
     }
     let callbacks = if config.callbacks.allow.is_empty() { "none allowed".to_owned() } else { allowed(config) };
     say(&format!("callbacks {callbacks}"));
@@ -196,9 +200,15 @@ fn destinations(config: &Config) {
         config.callbacks.tls.iter().for_each(|tls| say(&format!("          TLS: {}", own_tls(tls))));
     }
     reach(config);
-    let waits: Vec<String> =
-        config.egress.retry.waits().iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
-    say(&format!("retries   {} attempts, after {}", waits.len() + 1, waits.join(", ")));
+    let egress = &config.egress;
+    say(&format!("retries   {}", retries(&egress.retry)));
+    let rate = egress.rate.map_or("no rate".to_owned(), |rate| format!("rate {rate}"));
+    let breaker = egress.breaker.map_or("no breaker".to_owned(), |breaker| {
+        format!("left alone after {} failures for {}", breaker.failures, humantime::format_duration(breaker.open))
+    });
+    say(&format!("each      {} at once, {rate}; {breaker}", egress.max_concurrent));
+    let keys = if egress.seal_keys.is_empty() { "none: set egress.seal_keys" } else { "sealed" };
+    say(&format!("run time  endpoints {keys}"));
 }
 
 fn signed_as(forms: &[SignatureForm]) {
@@ -242,6 +252,65 @@ fn reach(config: &Config) {
 
 fn strings(items: &[impl ToString]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
+}
+
+fn retries(retry: &config::Retry) -> String {
+    let waits: Vec<String> = retry.waits().iter().map(|wait| humantime::format_duration(*wait).to_string()).collect();
+    let after = if waits.is_empty() { String::new() } else { format!(", after {}", waits.join(", ")) };
+    format!("{} attempts{after}", retry.attempts())
+}
+
+/// How persistently an endpoint is tried, as far as it differs from the others.
+fn own_persistence(endpoint: &config::Endpoint) -> Option<String> {
+    let rate = |rate: &Option<Rate>| rate.map_or("no rate".to_owned(), |rate| format!("rate {rate}"));
+    let lines = [
+        endpoint.ordered.then(|| "in order, one at a time".to_owned()),
+        (!endpoint.types.is_empty()).then(|| format!("types {}", endpoint.types.join(", "))),
+        endpoint.retry.as_ref().map(retries),
+        endpoint.timeout.map(|timeout| format!("timeout {}", humantime::format_duration(timeout))),
+        endpoint.max_age.map(|age| format!("no older than {}", humantime::format_duration(age))),
+        endpoint.give_up_on.as_ref().map(|statuses| format!("gives up on {}", list(statuses))),
+        endpoint.max_concurrent.map(|most| format!("{most} at once")),
+        endpoint.rate.as_ref().map(rate),
+    ];
+    let lines: Vec<String> = lines.into_iter().flatten().collect();
+    (!lines.is_empty()).then(|| lines.join("; "))
+}
+
+/// What an endpoint's requests carry beside the usual, and what is kept of its answers.
+fn sending(endpoint: &config::Endpoint) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(auth) = &endpoint.auth {
+        lines.push(format!("authentication {}", authentication(auth)));
+    }
+    if !endpoint.secret_headers.is_empty() {
+        let secrets = endpoint.secret_headers.iter().map(|(name, secret)| format!("{name} ({secret})"));
+        lines.push(format!("secret headers {}", secrets.collect::<Vec<_>>().join(", ")));
+    }
+    let transform = endpoint.transform.as_ref();
+    lines.extend(transform.map(|transform| format!("transformed by {}", transform.source().escape_debug())));
+    let limit = endpoint.max_body.map_or(String::new(), |max| format!(", at most {}", size(max.as_u64())));
+    if endpoint.payload != PayloadForm::AsIs || !limit.is_empty() {
+        lines.push(format!("payload {}{limit}", endpoint.payload));
+    }
+    if endpoint.capture_response {
+        lines.push(format!("answers are captured, with {}", endpoint.capture_headers.join(", ")));
+    }
+    lines
+}
+
+fn authentication(auth: &Authorization) -> String {
+    match auth {
+        Authorization { oauth2: Some(client), .. } => {
+            // A query may hold a secret.
+            let mut url = client.token_url.clone();
+            url.set_query(None);
+            let scopes = if client.scopes.is_empty() { "no scopes".to_owned() } else { client.scopes.join(" ") };
+            format!("OAuth 2.0 client {} at {url}, {scopes}", client.client_id)
+        }
+        Authorization { basic: Some(basic), .. } => format!("basic, as {}", basic.user),
+        _ => "bearer token".to_owned(),
+    }
 }
 
 fn allowed(config: &Config) -> String {

@@ -8,7 +8,9 @@ mod harness;
 
 mod answers;
 mod architecture;
+mod authorization;
 mod batches;
+mod captured_responses;
 mod changing_names;
 mod command_line;
 mod control;

@@ -23,6 +23,10 @@ pub(crate) enum Reply {
     With(u16, &'static str),
     /// Answer 200 with this body.
     Body(String),
+    /// Answer with just this.
+    Raw(String),
+    /// Answer with just this and close the connection.
+    RawThenClose(String),
     /// Never answer.
     Hang,
     /// Answer 204 when the test releases it.
@@ -163,6 +167,11 @@ async fn serve(mut stream: TcpStream, state: State) {
             Reply::Body(body) => {
                 let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
                 stream.write_all(format!("{head}{body}").as_bytes()).await
+            }
+            Reply::Raw(text) => stream.write_all(text.as_bytes()).await,
+            Reply::RawThenClose(text) => {
+                drop(stream.write_all(text.as_bytes()).await);
+                return;
             }
             Reply::Status(status) => answer(&mut stream, status, "").await,
             Reply::With(status, header) => answer(&mut stream, status, &format!("{header}\r\n")).await,
