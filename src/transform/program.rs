@@ -1,7 +1,7 @@
 //! Understanding a program: the part of jq that is bounded, with everything paid for that could multiply.
 //!
 //! Taken are paths, constants, lists and objects, `|` `,` `//` `and` `or`, comparisons, `if`, texts with `\(…)`, and the
-//! functions of [`functions`](super::functions). Everything else is refused by name: what could run without end or
+//! functions of [`functions`]. Everything else is refused by name: what could run without end or
 //! take the program elsewhere (definitions, variables, folds, recursion, `try`, modules, the environment), and
 //! arithmetic and assignments, which a transformation of names hardly needs.
 

@@ -28,6 +28,20 @@ url = "https://crm.example.com/hooks?key=query-s3cret"
 secrets = ["plain:endpoint-s3cret"]
 signatures = ["standard-webhooks"]
 headers = { authorization = "header-s3cret" }
+[endpoints.api]
+url = "https://api.example.com/"
+signatures = []
+secret_headers = { x-api-key = "plain:key-s3cret" }
+payload = "cloudevents"
+max_body = "256KiB"
+transform = "{id: .order.id}"
+capture_response = true
+capture_headers = ["etag"]
+[endpoints.api.auth.oauth2]
+token_url = "https://auth.example.com/token?key=query-s3cret"
+client_id = "me"
+client_secret = "plain:client-s3cret"
+scopes = ["send"]
 "#;
 
 #[tokio::test]
@@ -42,6 +56,11 @@ async fn a_good_configuration_is_explained_without_its_secrets() {
         "networks 192.30.252.0/22; rate 600/m burst 100; 50 at once",
         "planner: events.github.>",
         "crm: https://crm.example.com/hooks",
+        "authentication OAuth 2.0 client me at https://auth.example.com/token, send",
+        "secret headers x-api-key (plain:***)",
+        "transformed by {id: .order.id}",
+        "payload cloudevents, at most 256.0 KiB",
+        "answers are captured, with etag",
         "EVENTS       events.>",
         "OUTBOX       outbox.>",
         "RETRY        retry.>",
