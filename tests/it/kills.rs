@@ -4,7 +4,8 @@
 //! is delivered was received with its own id and body; what was received more often than it had to be was in flight
 //! at a kill; and an ordered endpoint sees the order of the stream.
 //!
-//! The size is set by `KILLS_MESSAGES`, `KILLS` and `KILLS_APART_MS`, the pause before each kill.
+//! The size is set by `KILLS_MESSAGES` and `KILLS`; `KILLS_PER_SECOND` spreads the messages, and `KILLS_APART_MS` puts
+//! every kill so long after the beginning of its part of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
@@ -211,18 +212,27 @@ impl Stage {
 
     /// Publishes the messages of these numbers, as agents that do not give up do.
     fn publish(&self, numbers: std::ops::Range<usize>) -> impl Future<Output = Vec<(u64, String)>> + use<> {
-        let jetstream = self.nats.jetstream();
+        let (jetstream, per_second) = (self.nats.jetstream(), setting("KILLS_PER_SECOND", 0) as u32);
         async move {
-            let publish = |number| publish(jetstream.clone(), number);
-            let published = futures_util::stream::iter(numbers).map(publish).buffer_unordered(64);
-            within("messages to be published", published.collect::<Vec<_>>()).await.into_iter().flatten().collect()
+            // Ticks that were missed are made up for.
+            let pace = (per_second > 0).then(|| tokio::time::interval(Duration::from_secs(1) / per_second));
+            let numbers = futures_util::stream::unfold((numbers, pace), async |(mut numbers, mut pace)| {
+                if let Some(pace) = &mut pace {
+                    pace.tick().await;
+                }
+                Some((numbers.next()?, (numbers, pace)))
+            });
+            let published = numbers
+                .map(|number| within("a message to be stored", publish(jetstream.clone(), number)))
+                .buffer_unordered(64);
+            published.collect::<Vec<_>>().await.into_iter().flatten().collect()
         }
     }
 
     /// Publishes a part of the messages, and kills somebody at a moment of their deliveries.
     async fn kill(&mut self, victim: Victim, moment: Moment, nth: usize, numbers: std::ops::Range<usize>) {
         let publishing = tokio::spawn(self.publish(numbers));
-        let published = if moment == Moment::Pulled && self.courier.is_none() {
+        let published = if moment == Moment::Pulled && self.courier.is_none() && setting("KILLS_PER_SECOND", 0) == 0 {
             // There is to be something to pull from the beginning.
             let published = publishing.await.unwrap();
             let pulled = self.pulled().await;
@@ -235,6 +245,7 @@ impl Stage {
             if self.courier.is_none() {
                 self.courier = Some(self.configuration.courier(&self.nats));
             }
+            tokio::time::sleep(Duration::from_millis(setting("KILLS_APART_MS", 0) as u64)).await;
             self.wait_for(moment, nth).await;
             let killed = self.strike(victim, moment).await;
             self.kills.push(killed);
@@ -506,15 +517,10 @@ struct Figures {
 async fn run(victims: &[Victim], kills: usize) -> Figures {
     let mut stage = Stage::set(setting("KILLS_MESSAGES", 3000)).await;
     let kills = if victims.is_empty() { 0 } else { setting("KILLS", kills) };
-    let apart = Duration::from_millis(setting("KILLS_APART_MS", 0) as u64);
     let begun = SystemTime::now();
     for kill in 0..kills {
         let part = stage.messages * kill / kills..stage.messages * (kill + 1) / kills;
         let (victim, moment) = (victims[kill % victims.len()], MOMENTS[kill / victims.len() % MOMENTS.len()]);
-        if !apart.is_zero() && stage.courier.is_none() {
-            stage.courier = Some(stage.configuration.courier(&stage.nats));
-        }
-        tokio::time::sleep(apart).await;
         // A part has few dead letters.
         let nth = if moment == Moment::Buried { 1 + kill % 3 } else { 1 + kill * 5 % 13 };
         stage.kill(victim, moment, nth, part).await;
