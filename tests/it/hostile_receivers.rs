@@ -33,7 +33,7 @@ enum Expected {
     },
 }
 
-const SETTINGS: &str = "[egress]\ntimeout = \"1s\"\nretry = [\"10m\"]\nmax_retry_after = \"2h\"\n";
+const SETTINGS: &str = "[egress]\ntimeout = \"3s\"\nretry = [\"10m\"]\nmax_retry_after = \"2h\"\n";
 /// Seconds: the schedule above, 10 % more or less, and what a slow machine adds.
 const BY_SCHEDULE: RangeInclusive<f64> = 535.0..=661.0;
 /// Healthy deliveries beside a table.
@@ -82,7 +82,7 @@ async fn meet(rows: Vec<Row>) {
     let endpoint =
         |name: &str, url: &str, more: &str| format!("[endpoints.{name}]\nurl = \"{url}\"\nsignatures = []\n{more}\n");
     text += &endpoint("hanging", &hanging.url("/"), "timeout = \"10m\"");
-    text += &endpoint("healthy", &healthy.url("/"), "");
+    text += &endpoint("healthy", &healthy.url("/"), "timeout = \"30s\"");
     let mut receivers = Vec::new();
     for row in &rows {
         let receiver = Hostile::playing(row.script.clone()).await;
@@ -125,8 +125,8 @@ fn check(row: &Row, receipt: &Message) {
     let (class, status) = (said["error_class"].as_str(), said["status"].as_u64().map(|status| status as u16));
     let outcome = said["outcome"].as_str().unwrap();
     let took = said["duration_ms"].as_u64().unwrap();
-    // The timeout is 1 s; the rest is for a machine that is busy.
-    assert!(took < 6000, "{name} took {took} ms");
+    // The timeout is 3 s; the rest is for a machine that is busy.
+    assert!(took < 10_000, "{name} took {took} ms");
     match &row.expected {
         Expected::Delivered(expected) => {
             assert_eq!((outcome, status, class), ("delivered", Some(*expected), None), "{name}: {said}");
@@ -137,7 +137,7 @@ fn check(row: &Row, receipt: &Message) {
         Expected::Again { classes, status: expected, wait } => {
             assert_eq!((outcome, status), ("retrying", *expected), "{name}: {said}");
             assert!(classes.contains(&class.unwrap()), "{name}: {said}");
-            assert!(class != Some("timeout") || took >= 990, "{name} was given up after {took} ms");
+            assert!(class != Some("timeout") || took >= 2990, "{name} was given up after {took} ms");
             let waits = seconds_between(&said["at"], &said["next_attempt_at"]);
             assert!(wait.contains(&waits), "{name} comes again in {waits} s, not {wait:?}");
         }
@@ -195,7 +195,7 @@ async fn one_that_breaks_off_before_its_status_costs_an_attempt_and_one_that_doe
 }
 
 #[tokio::test]
-async fn a_head_without_end_is_left_soon_and_interim_answers_without_end_at_the_timeout() {
+async fn a_head_without_end_is_left_soon_and_interim_answers_are_passed_over() {
     let ok = "HTTP/1.1 200 OK\r\n";
     let large = format!("{ok}x: {}\r\n\r\n", "y".repeat(1 << 20));
     let many = format!("{ok}{}\r\n", "x: y\r\n".repeat(5000));
@@ -214,9 +214,17 @@ async fn a_head_without_end_is_left_soon_and_interim_answers_without_end_at_the_
         rows.push(row(&format!("{status}-once"), answers(once), Expected::Delivered(204)));
         rows.push(row(&format!("{status}-then-silence"), answers_then(&interim, Act::Hang), again(TIMEOUT)));
         rows.push(row(&format!("{status}-then-the-end"), answers(&interim), again(PROTOCOL)));
-        rows.push(row(&format!("{status}-without-end"), vec![Act::Request, forever(&interim)], again(TIMEOUT)));
     }
     meet(rows).await;
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_left_at_the_timeout() {
+    let script = |status| vec![Act::Request, forever(format!("HTTP/1.1 {status} Wait\r\nlink: </x>\r\n\r\n"))];
+    meet(
+        [100, 102, 103, 199].map(|status| row(&format!("{status}-without-end"), script(status), again(TIMEOUT))).into(),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -317,7 +325,7 @@ async fn retry_after_is_a_number_of_seconds_or_a_date_within_bounds_and_anything
         httpdate::fmt_http_date(if seconds < 0 { now - span } else { now + span })
     };
     // The receipt is written a little after the answer was read; dates have whole seconds.
-    let about = |seconds: f64| seconds - 6.0..=seconds + 1.0;
+    let about = |seconds: f64| seconds - 10.0..=seconds + 1.0;
     let (soon, at_most) = (about(1.0), about(7200.0));
     let mut rows = Vec::new();
     let mut add = |status: u16, headers: &[&[u8]], wait: RangeInclusive<f64>| {
