@@ -6,6 +6,7 @@
 mod tokens;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use data_encoding::BASE64;
 use http::header::AUTHORIZATION;
@@ -77,9 +78,9 @@ impl Authorization {
     }
 
     /// Hears how an attempt with these headers ended: a token that was refused is not used again.
-    pub(super) fn heard(&self, sent: &HeaderMap, status: Option<u16>) {
+    pub(super) fn heard(&self, sent: &HeaderMap, status: Option<u16>, now: SystemTime) {
         if let (Some(tokens), Some(401), Some(token)) = (&self.tokens, status, sent.get(AUTHORIZATION)) {
-            tokens.forget(token);
+            tokens.forget(token, now);
         }
     }
 }

@@ -88,7 +88,7 @@ impl Sender {
         };
         let attempt = self.exchange(destination, request, deadline).await;
         if let Some(endpoint) = destination.endpoint() {
-            endpoint.authorization.heard(&authorized, attempt.outcome.status());
+            endpoint.authorization.heard(&authorized, attempt.outcome.status(), self.clock.now());
         }
         attempt
     }

@@ -31,6 +31,8 @@ const FETCH_WITHIN: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 64 * 1024;
 /// How long a failure counts for everybody.
 const FAILURE_COUNTS: Duration = Duration::from_secs(1);
+/// How often a refused token is forgotten, at most.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// How long before its end a token is not used any more, if it lives for ten times that.
 const MARGIN: Duration = Duration::from_secs(60);
 /// The life of a token whose server does not say, and the longest that is believed.
@@ -56,6 +58,8 @@ struct State {
     /// The fetch that is under way.
     fetch: Option<watch::Receiver<Option<Fetched>>>,
     failure: Option<(String, SystemTime)>,
+    /// When a refused token was last forgotten.
+    forgotten: Option<SystemTime>,
 }
 
 /// A token, ready for use in a header.
@@ -105,11 +109,13 @@ impl Tokens {
         }
     }
 
-    /// Forgets a token that an endpoint refused, unless there is another one already.
-    pub(super) fn forget(&self, refused: &HeaderValue) {
+    /// Forgets a token that an endpoint refused, unless there is another one already, or one was forgotten just now:
+    /// an endpoint that refuses every token would have one fetched for every delivery.
+    pub(super) fn forget(&self, refused: &HeaderValue, now: SystemTime) {
         let mut state = self.0.state();
-        if state.token.as_ref().is_some_and(|token| token.header == refused) {
-            state.token = None;
+        let is_time = state.forgotten.is_none_or(|forgotten| now >= forgotten + FORGET_EVERY);
+        if is_time && state.token.as_ref().is_some_and(|token| token.header == refused) {
+            (state.token, state.forgotten) = (None, Some(now));
         }
     }
 
@@ -372,9 +378,30 @@ mod tests {
     fn a_token_in_hand_wins_over_a_failure_and_both_end() {
         let token = Token { header: HeaderValue::from_static("Bearer t"), used_until: NOW + Duration::from_secs(9) };
         let failure = Some(("no".to_owned(), NOW + Duration::from_secs(20)));
-        let state = State { token: Some(token), fetch: None, failure };
+        let state = State { token: Some(token), failure, ..State::default() };
         assert_eq!(state.known(NOW), Some(Ok(HeaderValue::from_static("Bearer t"))));
         assert_eq!(state.known(NOW + Duration::from_secs(9)), Some(Err("no".to_owned())));
         assert_eq!(state.known(NOW + Duration::from_secs(20)), None);
+    }
+
+    #[test]
+    fn a_refused_token_is_forgotten_now_and_then_and_no_other_one() {
+        let tokens = tokens(ClientStyle::Basic);
+        let header = HeaderValue::from_static("Bearer t");
+        let have = || {
+            let token = Token { header: header.clone(), used_until: NOW + Duration::from_secs(3600) };
+            tokens.0.state().token = Some(token);
+        };
+        let is_there = || tokens.0.state().token.is_some();
+        have();
+        tokens.forget(&HeaderValue::from_static("Bearer older"), NOW);
+        assert!(is_there());
+        tokens.forget(&header, NOW);
+        assert!(!is_there());
+        have();
+        tokens.forget(&header, NOW + Duration::from_secs(9));
+        assert!(is_there());
+        tokens.forget(&header, NOW + Duration::from_secs(10));
+        assert!(!is_there());
     }
 }
