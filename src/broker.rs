@@ -18,7 +18,7 @@ mod unreadable;
 mod visit;
 
 pub(crate) use connect::Broker;
-pub(crate) use consume::{Consumer, Received, Slot};
+pub(crate) use consume::{BODY_BYTES, Consumer, Received, Slot};
 pub(crate) use history::Glimpse;
 pub(crate) use links::{Links, Role};
 pub(crate) use names::Names;

@@ -22,6 +22,10 @@ const PULL_EXPIRES: Duration = Duration::from_secs(20);
 const MAX_PULL: usize = 64;
 /// The bytes of one pull beyond those of one message.
 const PULL_BYTES: usize = 4 * 1024 * 1024;
+/// How often a message that waits for room tells the stream so; a third of the ack wait.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// The header of a pointer that says how many bytes the message has that it leads to.
+pub(crate) const BODY_BYTES: &str = "Hookbridge-Body-Bytes";
 /// How long to wait after a pull that failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(250);
 
@@ -136,10 +140,24 @@ impl Consumer {
         slots
     }
 
-    /// Waits until the message fits into the room for all; one that never would gets all of it.
-    async fn room_for(&self, received: &Received) -> Option<OwnedSemaphorePermit> {
-        let size = u32::try_from(received.payload.len() / 1024).unwrap_or(u32::MAX).clamp(1, self.all_room);
-        self.room.clone().acquire_many_owned(size).await.ok()
+    /// Waits until the message fits into the room for all; one that never would gets all of it. What arrived behind it
+    /// goes back meanwhile, and the stream hears that it is still being waited for.
+    async fn room_for(&self, received: &Received, batch: &mut pull::Batch) -> Option<OwnedSemaphorePermit> {
+        // A pointer tells how large the message is that it leads to.
+        let pointed = received.headers.get(BODY_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+        let size = u32::try_from(received.payload.len().max(pointed) / 1024).unwrap_or(u32::MAX);
+        let size = size.clamp(1, self.all_room);
+        if let Ok(room) = self.room.clone().try_acquire_many_owned(size) {
+            return Some(room);
+        }
+        give_back(batch).await;
+        let mut waits = std::pin::pin!(self.room.clone().acquire_many_owned(size));
+        loop {
+            match tokio::time::timeout(SIGN_OF_LIFE, &mut waits).await {
+                Ok(room) => return room.ok(),
+                Err(_) => received.progress().await,
+            }
+        }
     }
 
     /// Pulls again and again over one connection, for as long as messages come.
@@ -170,7 +188,8 @@ impl Consumer {
                 match message {
                     Some(Ok(message)) => {
                         if let (Some(received), Some(slot)) = (self.received(message), slots.pop()) {
-                            let Some(room) = stop.run_until_cancelled(self.room_for(&received)).await else {
+                            let Some(room) = stop.run_until_cancelled(self.room_for(&received, &mut batch)).await
+                            else {
                                 received.give_back(Duration::ZERO).await;
                                 give_back(&mut batch).await;
                                 return Ok(());

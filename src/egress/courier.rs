@@ -27,6 +27,8 @@ const PULLS: usize = 4;
 const LOAD_AGAIN: Duration = Duration::from_millis(500);
 /// How often to look which endpoints are ordered: they may come and go.
 const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
+/// The longest time after which the head of a line is looked at again.
+const LINE_LOOKS: Duration = Duration::from_secs(5);
 /// The shortest time after which a message comes again.
 const SOON: Duration = Duration::from_millis(20);
 /// When a retry comes again that was due before its last attempt was written down.
@@ -113,8 +115,9 @@ impl Courier {
             Answer::Ack => received.ack().await,
             Answer::Again => received.give_back(AGAIN).await,
             Answer::AgainAt(due) => {
+                // Not until it is due: somebody may cancel it, or disable its endpoint, to let the line go on.
                 let wait = due.duration_since(self.worker.clock.now()).unwrap_or_default();
-                received.give_back(wait.max(SOON)).await;
+                received.give_back(wait.clamp(SOON, LINE_LOOKS)).await;
             }
             Answer::Terminate => received.terminate().await,
             // Another message of the same delivery than the one in hand: nobody else will answer for it.

@@ -86,7 +86,7 @@ impl Worker {
         };
         let policy = destination.policy();
         let token = job.route.token.as_deref().unwrap_or_default();
-        match self.gates.pass(token, policy, job.held).await {
+        match self.gates.pass(token, policy, job.held, !job.in_line).await {
             Ok(pass) => self.attempt(job, destination, &payload, pass).await,
             Err(NotNow { why, until }) => self.hold(job, why, until).await,
         }
@@ -121,6 +121,7 @@ impl Worker {
         self.count(job, outcome, decision, took);
         match decision {
             Decision::Delivered => {
+                self.forget_mark(&job.message.agent, &job.route.delivery_id).await;
                 let receipt = self.receipt(job, Status::Delivered, &attempt, took);
                 self.ledger.receipt(&receipt, Some(&trace)).await;
             }
@@ -146,7 +147,7 @@ impl Worker {
         None
     }
 
-    fn standing(&self, job: &Job<'_>, destination: &Destination) -> Standing {
+    pub(super) fn standing(&self, job: &Job<'_>, destination: &Destination) -> Standing {
         self.standings.standing(Subject {
             token: job.route.token.as_deref().unwrap_or_default(),
             url: destination.url().as_str(),
@@ -173,6 +174,7 @@ impl Worker {
         // What stands in a line waits there.
         if !job.in_line {
             self.schedule(job, job.attempt + 1, None, due).await;
+            self.look_back(job, false);
         }
         let receipt = Receipt {
             next_attempt: Some(due),
@@ -197,6 +199,7 @@ impl Worker {
         attempted: Attempted<'_>,
         trace: Option<&trace::Context>,
     ) {
+        self.forget_mark(&job.message.agent, &job.route.delivery_id).await;
         let letter = DeadLetter {
             agent: &job.message.agent,
             message_id: &job.message.id,

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::{Breaker, Change, Health, Opened, Verdict};
 use super::load::{Admission, LINE, Load};
-use super::pace::Pace;
+use super::pace::{Later, Pace};
 use super::pointer::Why;
 use super::retry::Policy;
 use crate::clock::Clock;
@@ -21,6 +21,8 @@ use crate::clock::Clock;
 const REMEMBERED: usize = 20_000;
 /// How far apart deliveries come back to a destination that failed.
 const APART_AFTER_FAILURE: Duration = Duration::from_millis(5);
+/// The longest that another courier's word is heeded.
+const LONGEST_TOLD: Duration = Duration::from_secs(600);
 /// The longest that anybody stands in line, whatever was expected.
 const LINE_ENDS: Duration = LINE.saturating_mul(4);
 
@@ -83,18 +85,33 @@ impl Gates {
         Self { gates, in_flight, scarce_from: slots / 2, clock, news }
     }
 
-    /// Asks for an attempt to the destination of this token. `held` is why the delivery waited before.
-    pub(super) async fn pass(&self, token: &str, policy: &Policy, held: Option<Why>) -> Result<Pass, NotNow> {
+    /// Asks for an attempt to the destination of this token. `held` is why the delivery waited before; `remembers`
+    /// says whether it will bring what it is told now when it comes again.
+    pub(super) async fn pass(
+        &self,
+        token: &str,
+        policy: &Policy,
+        held: Option<Why>,
+        remembers: bool,
+    ) -> Result<Pass, NotNow> {
         let gate = self.gate(token, policy);
-        let place = self.place(&gate).await?;
+        let has_breaker = policy.breaker.is_some();
+        let place = self.place(&gate, has_breaker).await?;
         let now = self.clock.now();
         let mut inside = gate.inside();
-        gate.ask_breaker(&mut inside, now)?;
-        if let (Some(rate), false) = (policy.rate, held == Some(Why::Rate)) {
-            inside.pace.take(rate, now).map_err(|until| NotNow { why: Why::Rate, until })?;
+        if has_breaker {
+            gate.ask_breaker(&mut inside, now)?;
         }
-        // The breaker was asked: this takes the place of the probe, if it is one.
-        inside.breaker.may_begin(now, policy.timeout);
+        if let (Some(rate), false) = (policy.rate, held == Some(Why::Rate)) {
+            inside.pace.take(rate, remembers, now).map_err(|later| match later {
+                Later::Paid(until) => NotNow { why: Why::Rate, until },
+                Later::Unpaid(until) => NotNow { why: Why::Busy, until: spread(now, until) },
+            })?;
+        }
+        if has_breaker {
+            // It was asked: this takes the place of the probe, if it is one.
+            inside.breaker.may_begin(now, policy.timeout);
+        }
         inside.load.begins(now);
         drop(inside);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -102,12 +119,14 @@ impl Gates {
     }
 
     /// A place among those in flight, at once or after a moment in line.
-    async fn place(&self, gate: &Arc<Gate>) -> Result<OwnedSemaphorePermit, NotNow> {
+    async fn place(&self, gate: &Arc<Gate>, has_breaker: bool) -> Result<OwnedSemaphorePermit, NotNow> {
         let pressed = self.in_flight.load(Ordering::Relaxed) > self.scarce_from;
         let now = self.clock.now();
         {
             let mut inside = gate.inside();
-            gate.ask_breaker(&mut inside, now)?;
+            if has_breaker {
+                gate.ask_breaker(&mut inside, now)?;
+            }
             match inside.load.admit(gate.most, pressed, now) {
                 Admission::Wait => return Err(gate.busy(&mut inside, now)),
                 Admission::Begin => {
@@ -132,6 +151,9 @@ impl Gates {
     /// Takes over what another courier found out about a destination.
     pub(super) fn told(&self, token: &str, opened: Option<Opened>) {
         let gates = self.all();
+        // Nobody's word holds anything up for longer than a breaker would.
+        let latest = self.clock.now() + LONGEST_TOLD;
+        let opened = opened.map(|opened| Opened { until: opened.until.min(latest), ..opened });
         match (gates.get(token), opened) {
             (Some(gate), opened) => gate.inside().breaker.adopt(opened),
             (None, Some(opened)) => {
@@ -263,6 +285,11 @@ impl Drop for Pass {
             self.gate.inside().load.ends(None, self.gates.clock.now());
         }
     }
+}
+
+/// Some moment in the second half of a wait, so that those who were told the same do not come together.
+fn spread(now: SystemTime, until: SystemTime) -> SystemTime {
+    now + until.duration_since(now).unwrap_or_default().mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }
 
 /// Somebody stands in line, until this is dropped.

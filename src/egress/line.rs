@@ -12,9 +12,10 @@ use super::destination::{Destination, Endpoint};
 use super::intake::{self, Message, Target};
 use super::reason::{Reason, Refusal};
 use super::route::{self, Route};
+use super::standing::{Standing, Subject};
 use super::worker::{Answer, Job, Worker};
 use crate::broker::{ReadError, Received};
-use crate::config::{AgentPattern, StreamKind};
+use crate::config::AgentPattern;
 use crate::event::{Name, subject};
 
 /// What the names of lines begin with.
@@ -25,21 +26,27 @@ const PREFIX: &str = "ordered_";
 pub(super) struct Lines(Arc<RwLock<HashMap<Name, Line>>>);
 
 /// What a line is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Line {
-    /// Its endpoint is ordered.
-    Open,
-    /// Its endpoint is ordered no more: what it was given before, up to this sequence, it still delivers.
-    Closing(u64),
+    /// Its endpoint is ordered, and takes messages on these subjects.
+    Open(Vec<String>),
+    /// Its endpoint is ordered no more: what it holds it still delivers, and asks the receipts before.
+    Closing,
 }
 
 impl Lines {
     fn get(&self, endpoint: &Name) -> Option<Line> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(endpoint).copied()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(endpoint).cloned()
     }
 
-    fn is_open(&self, endpoint: &Name) -> bool {
-        self.get(endpoint) == Some(Line::Open)
+    /// Whether the line of an endpoint is there as the endpoint is now.
+    fn is_open(&self, endpoint: &Endpoint) -> bool {
+        self.get(&endpoint.name) == Some(Line::Open(subjects(endpoint)))
+    }
+
+    /// Whether a line works for this endpoint, too.
+    pub(super) fn works_for(&self, endpoint: &Name) -> bool {
+        self.get(endpoint).is_some()
     }
 
     fn all(&self) -> HashMap<Name, Line> {
@@ -99,9 +106,9 @@ impl Worker {
     pub(super) async fn prepare_lines(&self) -> Result<HashSet<Name>, ReadError> {
         let now = self.registry.now();
         let ordered = now.endpoints.values().filter(|endpoint| endpoint.ordered);
-        for endpoint in ordered.filter(|endpoint| !self.lines.is_open(&endpoint.name)) {
+        for endpoint in ordered.filter(|endpoint| !self.lines.is_open(endpoint)) {
             self.broker.make_line(&durable(&endpoint.name), &subjects(endpoint)).await?;
-            self.lines.set(endpoint.name.clone(), Some(Line::Open));
+            self.lines.set(endpoint.name.clone(), Some(Line::Open(subjects(endpoint))));
         }
         self.close_lines().await?;
         Ok(self.lines.all().into_keys().collect())
@@ -112,7 +119,7 @@ impl Worker {
         let now = self.registry.now();
         let is_ordered = |name: &Name| now.endpoints.get(name).is_some_and(|endpoint| endpoint.ordered);
         let known = self.lines.all();
-        let changed = known.iter().any(|(name, line)| !is_ordered(name) || *line != Line::Open);
+        let changed = known.iter().any(|(name, line)| !is_ordered(name) || *line == Line::Closing);
         if !changed && self.lines_looked_at.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
@@ -124,10 +131,9 @@ impl Worker {
             if is_empty {
                 self.broker.remove_line(&durable).await?;
                 self.lines.set(name, None);
-            } else if !matches!(known.get(&name), Some(Line::Closing(_))) {
-                let (_, last) = self.broker.span(StreamKind::Outbox).await?;
+            } else if known.get(&name) != Some(&Line::Closing) {
                 tracing::warn!("Endpoint {name} is ordered no more; what its line holds is delivered first");
-                self.lines.set(name, Some(Line::Closing(last)));
+                self.lines.set(name, Some(Line::Closing));
             }
         }
         Ok(())
@@ -135,7 +141,7 @@ impl Worker {
 
     /// Takes out the routes that a line works on. `false`: a line is not there yet, and the message has to come again.
     pub(super) fn leave_to_lines(&self, subject: &str, routes: &mut Vec<Route>) -> bool {
-        if routes.iter().filter_map(ordered).any(|endpoint| !self.lines.is_open(&endpoint.name)) {
+        if routes.iter().filter_map(ordered).any(|endpoint| !self.lines.is_open(endpoint)) {
             return false;
         }
         routes.retain_mut(|route| {
@@ -155,14 +161,25 @@ impl Worker {
         true
     }
 
+    fn is_open(&self, message: &Message, original: &intake::Original, route: &Route) -> bool {
+        let Ok(destination) = &route.destination else { return false };
+        let standing = self.standings.standing(Subject {
+            token: route.token.as_deref().unwrap_or_default(),
+            url: destination.url().as_str(),
+            agent: &message.agent,
+            delivery_id: &route.delivery_id,
+            sequence: original.sequence,
+        });
+        standing == Standing::Open
+    }
+
     /// Deals with a message in the line of an endpoint.
     pub(super) async fn in_order(&self, endpoint: &Name, received: &Received) -> Answer {
         let original = self.received(received);
         // What is not understood, or not for this endpoint, is dealt with elsewhere.
         let Ok(message) = intake::understand(&original) else { return Answer::Ack };
         match self.lines.get(endpoint) {
-            Some(Line::Closing(last)) if original.sequence > last => return Answer::Ack,
-            Some(Line::Open | Line::Closing(_)) => {}
+            Some(Line::Open(_) | Line::Closing) => {}
             None => return Answer::Again,
         }
         let routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
@@ -174,8 +191,9 @@ impl Worker {
                 return Answer::Again;
             }
         };
-        // A server that was started again gives it out at once.
-        if let Some(due) = made.due().filter(|due| *due > self.clock.now() && made.held().is_none()) {
+        // It is given out again and again until it is due, unless somebody said something about it meanwhile.
+        let due = made.due().filter(|due| *due > self.clock.now() && made.held().is_none());
+        if let (Some(due), true) = (due, self.is_open(&message, &original, route)) {
             return Answer::AgainAt(due);
         }
         let job = Job {

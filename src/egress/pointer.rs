@@ -6,7 +6,7 @@ use super::dead_letter::DeadLetter;
 use super::intake::{Message, Original};
 use super::reason::Refusal;
 use super::route::Route;
-use crate::broker::Schedule;
+use crate::broker::{BODY_BYTES, Schedule};
 use crate::event::headers::Headers;
 use crate::event::name;
 
@@ -40,6 +40,8 @@ pub(super) struct Pointer {
     pub(super) attempt: u32,
     /// Why it waits, where that is not a failed attempt.
     pub(super) held: Option<Why>,
+    /// How many bytes the message has that it leads to.
+    pub(super) body_bytes: usize,
 }
 
 /// Why a delivery waits without an attempt having failed.
@@ -84,6 +86,7 @@ impl Pointer {
             token: route.token.clone()?,
             attempt,
             held: None,
+            body_bytes: original.payload.len(),
         })
     }
 
@@ -97,6 +100,7 @@ impl Pointer {
         headers.push(DESTINATION, self.destination.as_str());
         headers.push(TOKEN, self.token.as_str());
         headers.push(ATTEMPT, self.attempt.to_string());
+        headers.push(BODY_BYTES, self.body_bytes.to_string());
         if let Some(why) = self.held {
             headers.push(HELD, why.as_str());
         }
@@ -115,6 +119,7 @@ impl Pointer {
             token: text(TOKEN)?,
             attempt: headers.get(ATTEMPT)?.parse().ok().filter(|attempt| *attempt > 0)?,
             held: headers.get(HELD).and_then(Why::read),
+            body_bytes: headers.get(BODY_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
         };
         let is_tokens = |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(name::is_token_byte);
         let ids = name::is_token(&pointer.agent)
@@ -207,6 +212,7 @@ mod tests {
             token: "e_crm".to_owned(),
             attempt: 2,
             held: Some(Why::Breaker),
+            body_bytes: 7,
         }
     }
 

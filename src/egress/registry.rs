@@ -83,7 +83,11 @@ impl Registry {
         let name: Name = name.parse().map_err(|_| "is not the name of an endpoint".to_owned())?;
         let mut dynamic = self.dynamic.lock().unwrap_or_else(PoisonError::into_inner);
         match record {
-            None => drop(dynamic.endpoints.remove(&name)),
+            None => {
+                dynamic.endpoints.remove(&name);
+                // What was deleted does not come back by its old record.
+                dynamic.revisions.entry(name).and_modify(|seen| *seen += 1);
+            }
             Some(record) => {
                 let (revision, endpoint) = self.read(&name, key, record)?;
                 let seen = dynamic.revisions.get(&name).copied().unwrap_or(0);

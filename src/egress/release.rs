@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::pointer::{self, Pointer, Why};
 use super::worker::Worker;
-use crate::broker::StoredMessage;
+use crate::broker::{ReadError, StoredMessage};
 use crate::config::StreamKind;
 
 /// So many are moved at once.
@@ -23,8 +23,10 @@ impl Worker {
                 let apart = self.gates.each(&token).max(APART);
                 let still = || !self.gates.is_open(&token);
                 let held = |why| matches!(why, Why::Breaker | Why::Busy);
-                if stop.run_until_cancelled(self.release(&token, held, apart, still)).await.is_none() {
-                    return;
+                match stop.run_until_cancelled(self.release(&token, held, apart, still)).await {
+                    None => return,
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => tracing::warn!("What waits for {token} comes at its own time: {error}"),
                 }
             }
         }
@@ -38,22 +40,21 @@ impl Worker {
         held: impl Fn(Why) -> bool,
         apart: Duration,
         still: impl Fn() -> bool,
-    ) {
+    ) -> Result<(), ReadError> {
         let (waiting, mut from, mut due) = (pointer::all_waiting(token), 1, self.clock.now());
         // What is moved stands at the end of the stream again.
-        let Ok((_, last)) = self.broker.span(StreamKind::Retry).await else { return };
+        let (_, last) = self.broker.span(StreamKind::Retry).await?;
         while still() {
             let mut chunk: Vec<(StoredMessage, Pointer)> = Vec::with_capacity(CHUNK);
             while chunk.len() < CHUNK {
-                match self.broker.next(StreamKind::Retry, &waiting, from).await {
-                    Ok(Some(stored)) if stored.sequence <= last => {
+                match self.broker.next(StreamKind::Retry, &waiting, from).await? {
+                    Some(stored) if stored.sequence <= last => {
                         from = stored.sequence + 1;
                         let pointer = Pointer::read(&stored.headers);
                         chunk
                             .extend(pointer.filter(|found| found.held.is_some_and(&held)).map(|found| (stored, found)));
                     }
-                    Ok(_) => break,
-                    Err(error) => return tracing::warn!("What waits for {token} comes at its own time: {error}"),
+                    _ => break,
                 }
             }
             let moved = chunk.iter().map(|(stored, pointer)| {
@@ -64,8 +65,9 @@ impl Worker {
                 tracing::debug!("A delivery to {token} comes at its own time: {error}");
             }
             if chunk.len() < CHUNK {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 }

@@ -140,8 +140,10 @@ impl Standings {
     pub(super) fn set(&self, token: &str, record: Option<Record>) {
         let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
         let is_paused = |record: Option<&Record>| record.is_some_and(|record| record.state == Some(State::Paused));
-        let was_paused = is_paused(said.destinations.get(token));
-        if was_paused && !is_paused(record.as_ref()) {
+        // Nobody knows what was said before the first word.
+        let before = said.destinations.get(token);
+        let may_wait = is_paused(before) || (before.is_none() && record.is_some());
+        if may_wait && !is_paused(record.as_ref()) {
             said.sweeps.insert(Sweep::Resume(token.to_owned()));
         }
         match record {

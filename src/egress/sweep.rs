@@ -48,8 +48,7 @@ impl Worker {
                 let url = self.registry.url_of(token).map(String::from).unwrap_or_default();
                 let subject = Subject { token, url: &url, agent: "", delivery_id: "", sequence: u64::MAX };
                 let still = || self.standings.standing(subject) == Standing::Open;
-                self.release(token, |why| why == Why::Paused, APART, still).await;
-                Ok(())
+                self.release(token, |why| why == Why::Paused, APART, still).await
             }
             Sweep::Cancel { agent, delivery_id } => {
                 for waiting in pointer::waiting_of(delivery_id) {
@@ -157,7 +156,7 @@ impl Worker {
     }
 
     /// The mark on one delivery has done its work.
-    async fn forget_mark(&self, agent: &str, delivery_id: &str) {
+    pub(super) async fn forget_mark(&self, agent: &str, delivery_id: &str) {
         if self.standings.is_marked(agent, delivery_id)
             && let Err(error) = self.broker.remove_endpoint(&cancel_key(agent, delivery_id)).await
         {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
 use super::receipt::{Receipt, Status};
+use super::standing::{Standing, Sweep};
 use super::worker::{Job, Worker};
 use crate::broker::{PublishError, StoredMessage};
 use crate::config::StreamKind;
@@ -72,6 +73,7 @@ impl Worker {
             due = due.min(now + LOOK_AGAIN);
         } else {
             self.schedule(job, job.attempt, Some(why), due).await;
+            self.look_back(job, why == Why::Paused);
         }
         let labels = HeldLabels { destination: job.route.metric_name.clone(), why: why.as_str() };
         self.metrics.held.get_or_create(&labels).inc();
@@ -80,6 +82,17 @@ impl Worker {
             self.tell_held(job, why, due, now).await;
         }
         Some(due)
+    }
+
+    /// What is said while a delivery is being put into RETRY may have swept past it.
+    pub(super) fn look_back(&self, job: &Job<'_>, was_paused: bool) {
+        let Ok(destination) = &job.route.destination else { return };
+        let token = job.route.token.clone().unwrap_or_default();
+        match self.standing(job, destination) {
+            Standing::Open if was_paused => self.standings.again(Sweep::Resume(token)),
+            Standing::Open | Standing::Paused => {}
+            Standing::Disabled(_) | Standing::Cancelled(_) => self.standings.again(Sweep::Settle(token)),
+        }
     }
 
     async fn tell_held(&self, job: &Job<'_>, why: Why, due: SystemTime, now: SystemTime) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::dead_letter::DeadLetter;
+use super::destination::Destination;
 use super::gate::Gates;
 use super::held::Held;
 use super::intake::{self, Message, Original};
@@ -153,6 +154,12 @@ impl Worker {
         if !self.leave_to_lines(&original.subject, &mut routes) {
             return Answer::Again;
         }
+        // A line that is closing may have it, too.
+        let closing = |route: &Route| match &route.destination {
+            Ok(Destination::Endpoint(endpoint)) => self.lines.works_for(&endpoint.name),
+            _ => false,
+        };
+        let in_doubt = in_doubt || routes.iter().any(closing);
         let [route] = routes.as_slice() else { return self.split(&original, &message, &routes).await };
         let job = Job {
             original: &original,
