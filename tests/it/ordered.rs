@@ -1,6 +1,6 @@
 //! Ordered endpoints: one at a time, in the order of the stream.
 
-use crate::harness::{Hookbridge, Nats, Receiver, Reply, eventually};
+use crate::harness::{Configuration, Hookbridge, Nats, Receiver, Reply, eventually, run};
 
 fn ordered(receiver: &Receiver, more: &str) -> String {
     format!("[endpoints.crm]\nurl = \"{}\"\nsignatures = []\nordered = true\n{more}\n", receiver.url("/"))
@@ -124,4 +124,55 @@ async fn what_stands_in_a_line_is_delivered_when_the_endpoint_is_ordered_no_more
     }
     eventually("the line to be taken away", async || (!nats.has_consumer("OUTBOX", "ordered_crm").await).then_some(()))
         .await;
+}
+
+#[tokio::test]
+async fn an_ordered_endpoint_with_a_rate_gets_everything_in_order() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let _hookbridge = Hookbridge::start(&nats, &ordered(&receiver, "rate = \"10/s burst 1\"")).await;
+
+    for number in 0..10 {
+        publish(&nats, number).await;
+    }
+
+    for number in 0..10 {
+        assert_eq!(receiver.next().await.header("webhook-id"), format!("m-{number}"));
+    }
+}
+
+#[tokio::test]
+async fn an_ordered_endpoint_that_may_be_used_by_more_agents_loses_none_of_theirs() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let text = |agents: &str| ordered(&receiver, &format!("agents = {agents}"));
+    let first = Hookbridge::start(&nats, &text("[\"a\"]")).await;
+    publish(&nats, 0).await;
+    nats.message("RECEIPTS", "receipts.a.delivered.m-0").await;
+    first.stop().await.unwrap();
+    let headers = [("Hookbridge-Endpoint", "crm"), ("Nats-Msg-Id", "b-1")];
+    nats.publish("outbox.b", &headers, "x").await;
+
+    let _second = Hookbridge::start(&nats, &text("[\"a\", \"b\"]")).await;
+    publish(&nats, 2).await;
+
+    for expected in ["m-0", "b-1", "m-2"] {
+        assert_eq!(receiver.next().await.header("webhook-id"), expected);
+    }
+}
+
+#[tokio::test]
+async fn cancelling_the_head_of_a_line_lets_the_rest_go_on_long_before_it_is_due() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Status(500)]).await);
+    let text = ordered(&receiver, "retry = [\"1h\"]");
+    let _hookbridge = Hookbridge::start(&nats, &text).await;
+    publish(&nats, 0).await;
+    publish(&nats, 1).await;
+    assert_eq!(receiver.next().await.header("webhook-id"), "m-0");
+    nats.message("RECEIPTS", "receipts.a.retrying.m-0").await;
+
+    let url = nats.url();
+    let cancel = ["deliveries", "cancel", "--agent", "a", "--delivery", "m-0", "--wait", "30s", "--nats", &url];
+    run(&mut Configuration::new(&text).hookbridge(&cancel)).await.assert_code(0);
+
+    nats.message("RECEIPTS", "receipts.a.cancelled.m-0").await;
+    assert_eq!(receiver.next().await.header("webhook-id"), "m-1");
 }
