@@ -107,7 +107,12 @@ async fn meet(rows: Vec<Row>) {
         nats.message("RECEIPTS", &format!("receipts.a.delivered.healthy-{number}")).await;
     }
     for row in &rows {
-        let receipt = nats.message("RECEIPTS", &format!("receipts.a.*.{}", row.name)).await;
+        let outcome = match row.expected {
+            Expected::Delivered(_) => "delivered",
+            Expected::Dead(_) => "dead",
+            Expected::Again { .. } => "retrying",
+        };
+        let receipt = nats.message("RECEIPTS", &format!("receipts.a.{outcome}.{}", row.name)).await;
         check(row, &receipt);
     }
     let subjects = nats.subjects("RECEIPTS").await;
@@ -115,7 +120,10 @@ async fn meet(rows: Vec<Row>) {
     for (row, receiver) in rows.iter().zip(&receivers) {
         let left = async || (receiver.open() == 0).then_some(());
         eventually(&format!("the connection to {} to end", row.name), left).await;
-        assert_eq!(receiver.connections(), 1, "{}", row.name);
+        // Where the next attempt is due in a second, it may have been made by now, over a connection of its own.
+        let is_soon = matches!(&row.expected, Expected::Again { wait, .. } if *wait.end() < 60.0);
+        let connections = receiver.connections();
+        assert!(connections == 1 || (is_soon && connections == 2), "{}: {connections}", row.name);
     }
 }
 
