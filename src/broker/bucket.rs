@@ -41,6 +41,21 @@ impl Broker {
         store.purge(key).await.map(drop).map_err(|error| failed(&error))
     }
 
+    /// Removes a key, and what removing leaves: a key that nobody writes again would leave it for ever. Who does not
+    /// hear of it in time takes the key for there.
+    pub(crate) async fn forget_endpoint(&self, key: &str) -> Result<(), BucketError> {
+        self.remove_endpoint(key).await?;
+        let store = open(&self.jetstream, &self.names).await?;
+        let left = store.entry(key).await.map_err(|error| failed(&error))?;
+        if let Some(left) = left.filter(|left| left.operation != Operation::Put) {
+            // A bucket's stream lets nobody delete single messages, but purge one subject up to a place.
+            let subject = format!("$KV.{}.{key}", self.names.endpoints_bucket());
+            let purged = store.stream.purge().sequence(left.revision + 1).filter(subject).await;
+            purged.map_err(|error| failed(&error))?;
+        }
+        Ok(())
+    }
+
     /// Calls `found` for every key there is now.
     pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
         let store = open(&self.jetstream, &self.names).await?;
@@ -100,12 +115,6 @@ impl Visitor {
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
             Err(error) => Err(failed(&error)),
         }
-    }
-
-    /// Removes a key.
-    pub(crate) async fn remove_endpoint_key(&self, key: &str) -> Result<(), BucketError> {
-        let store = open(&self.jetstream, &self.names).await?;
-        store.purge(key).await.map(drop).map_err(|error| failed(&error))
     }
 
     /// Every key and its value.

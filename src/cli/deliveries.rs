@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use url::Url;
 
 use super::endpoints::visit;
-use super::{Common, say, visible};
+use super::{Common, complain, say, visible};
 use crate::broker::Visitor;
 use crate::clock::Clock;
 use crate::config::StreamKind;
 use crate::egress::control::{self, Cancelled, Waiting};
 use crate::egress::{Delivered, Found, inquire};
 use crate::event::{Name, name};
+
+/// The most deliveries that are listed at once.
+const MOST: usize = 10_000;
 
 /// What `deliveries redeliver --help` ends with.
 const MANUAL: &str = "\
@@ -33,11 +37,20 @@ enum Command {
     /// What waits in RETRY.
     List {
         /// Only what waits for this endpoint.
-        #[arg(long)]
+        #[arg(long, value_name = "NAME")]
         endpoint: Option<Name>,
-        /// The most to print.
-        #[arg(long, default_value_t = 100)]
+        /// Only callbacks to this URL's scheme, host and port.
+        #[arg(long, value_name = "URL", conflicts_with = "endpoint")]
+        callback: Option<Url>,
+        /// Only deliveries of this agent.
+        #[arg(long, value_name = "NAME")]
+        agent: Option<Name>,
+        /// The most to print. Where there may be more, the last words say how to go on.
+        #[arg(long, default_value_t = 100, value_parser = limit)]
         limit: usize,
+        /// Go on behind this place in RETRY.
+        #[arg(long, value_name = "PLACE", default_value_t = 0)]
+        after: u64,
         /// One JSON object a line.
         #[arg(long)]
         json: bool,
@@ -75,10 +88,14 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let control = visit(&config).await?;
     match arguments.command {
         Command::Redeliver { agent, delivery } => redeliver(control.visitor(), &agent, &delivery).await,
-        Command::List { endpoint, limit, json } => {
+        Command::List { endpoint, callback, agent, limit, after, json } => {
             let token = endpoint.as_ref().map(control::of_endpoint);
+            let token = token.or_else(|| callback.as_ref().map(control::of_callback));
             let show = |waiting: Waiting| say(&visible(&if json { as_json(&waiting) } else { as_line(&waiting) }));
-            control.waiting(token.as_deref(), limit, show).await
+            if let Some(place) = control.waiting(token.as_deref(), agent.as_ref(), after, limit, show).await? {
+                complain(&format!("there may be more: go on with --after {place}"));
+            }
+            Ok(())
         }
         Command::Cancel { agent, delivery, reason, wait } => {
             match control.cancel(&agent, &delivery, &reason, wait).await? {
@@ -136,6 +153,11 @@ async fn again(visitor: &Visitor, delivered: &Delivered) -> anyhow::Result<u64> 
         format!("sequence {sequence} of OUTBOX is another message now: OUTBOX was made anew since the delivery")
     })?;
     again.publish(visitor, Clock::default().now()).await
+}
+
+/// At least one, and no more than a person reads.
+fn limit(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|limit| (1..=MOST).contains(limit)).ok_or_else(|| format!("use 1 to {MOST}"))
 }
 
 /// A delivery id, as it stands in subjects.

@@ -29,6 +29,8 @@ const WRITES: u32 = 5;
 const CANCELLED: &str = "cancelled";
 /// How long the outbox may take to confirm.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+/// How long a courier may take to cancel a test that failed.
+const CANCEL_WITHIN: Duration = Duration::from_secs(2);
 
 /// A visit that may say something.
 pub(crate) struct Control {
@@ -98,7 +100,7 @@ pub(crate) fn of_callback(url: &Url) -> String {
 impl Control {
     /// Over a visit, with the keys of the configuration.
     pub(crate) fn new(visitor: Visitor, config: &Config, clock: Clock, by: &str) -> anyhow::Result<Self> {
-        let sealer = Sealer::load(&config.egress).context("egress.seal_keys")?;
+        let sealer = Sealer::load(config).context("egress.seal_keys")?;
         Ok(Self { visitor, sealer, clock, by: by.to_owned() })
     }
 
@@ -140,7 +142,8 @@ impl Control {
             return Ok(Cancelled::Ended(ended));
         }
         let key = cancel_key(agent.as_str(), delivery_id);
-        let cancel = Cancel { reason: reason.to_owned(), by: self.by.clone(), at: self.now() };
+        let through = self.last_of_outbox().await?;
+        let cancel = Cancel { through, reason: reason.to_owned(), by: self.by.clone(), at: self.now() };
         let (_, revision) = self.visitor.endpoint_key(&key).await?;
         if !self.visitor.write_endpoint_key(&key, self.sealer.word(&key, &cancel).into(), revision).await? {
             bail!("somebody else says something about this delivery at the same time");
@@ -191,19 +194,25 @@ impl Control {
         &self.visitor
     }
 
-    /// Shows what waits, for one destination or for all.
+    /// Shows what waits behind a place in RETRY, for one destination or for all, of one agent or of all. The place to
+    /// go on behind, where there may be more.
     pub(crate) async fn waiting(
         &self,
         token: Option<&str>,
+        agent: Option<&Name>,
+        after: u64,
         limit: usize,
         mut seen: impl FnMut(Waiting),
-    ) -> anyhow::Result<()> {
-        let (subject, mut from, mut left) = (waiting_everywhere(token), 1, limit);
+    ) -> anyhow::Result<Option<u64>> {
+        let (subject, mut from, mut left) = (waiting_everywhere(token), after.saturating_add(1), limit);
         while left > 0
             && let Some(stored) = self.visitor.next(StreamKind::Retry, &subject, from).await?
         {
             from = stored.sequence + 1;
             let Some(pointer) = Pointer::read(&stored.headers) else { continue };
+            if agent.is_some_and(|agent| agent.as_str() != pointer.agent) {
+                continue;
+            }
             left -= 1;
             seen(Waiting {
                 agent: pointer.agent,
@@ -214,7 +223,7 @@ impl Control {
                 due: stored.headers.get("Nats-Schedule").unwrap_or_default().trim_start_matches("@at ").to_owned(),
             });
         }
-        Ok(())
+        Ok((left == 0).then(|| from - 1))
     }
 
     /// Creates or changes an endpoint. The table is that of `[endpoints.<name>]`, its secrets in clear.
@@ -231,35 +240,46 @@ impl Control {
             let lines: Vec<String> = mistakes.iter().map(|found| format!("{}: {}", found.key, found.reason)).collect();
             bail!("{}", lines.join("\n"));
         }
-        let (key, table) = (registry::key(name), serde_json::to_vec(table)?);
-        for _ in 0..WRITES {
-            let (found, written) = self.visitor.endpoint_key(&key).await?;
-            let before =
-                found.and_then(|found| self.sealer.open(&key, &found).ok()).map_or(0, |found| found.0.revision);
-            let summary = Summary {
-                url: public_url(&endpoint.url),
-                subjects: endpoint.subjects.clone(),
-                // Grows also over a deletion, so that no old record can take the place of a newer one.
-                revision: unix_millis(self.clock.now()).max(before + 1),
-                by: self.by.clone(),
-                at: self.now(),
-            };
-            let record = self.sealer.seal(&key, summary, &table).map_err(anyhow::Error::msg)?;
-            if self.visitor.write_endpoint_key(&key, record.into(), written).await? {
-                return Ok(());
-            }
-        }
-        bail!("somebody else keeps writing {key}")
+        let (url, subjects) = (public_url(&endpoint.url), endpoint.subjects);
+        let summary = Summary { url, subjects, ..self.summary() };
+        self.write(name, &summary, &serde_json::to_vec(table)?).await
     }
 
     /// Takes an endpoint of run time away. `false`: there is none.
     pub(crate) async fn delete(&self, name: &Name) -> anyhow::Result<bool> {
         let key = registry::key(name);
-        if self.visitor.endpoint_key(&key).await?.0.is_none() {
+        if !self.said().await?.iter().any(|said| said.key == key) {
             return Ok(false);
         }
-        self.visitor.remove_endpoint_key(&key).await?;
+        if !self.sealer.can_seal() {
+            bail!("only who has the key that endpoints are sealed with can take one away: set egress.seal_keys");
+        }
+        // What only vanished could be put back by whoever kept it.
+        self.write(name, &Summary { deleted: true, ..self.summary() }, b"null").await?;
         Ok(true)
+    }
+
+    fn summary(&self) -> Summary {
+        let (by, at) = (self.by.clone(), self.now());
+        Summary { url: String::new(), subjects: Vec::new(), revision: 0, by, at, deleted: false }
+    }
+
+    /// Writes an endpoint's record over whatever stands there.
+    async fn write(&self, name: &Name, summary: &Summary, table: &[u8]) -> anyhow::Result<()> {
+        let key = registry::key(name);
+        for _ in 0..WRITES {
+            let (found, written) = self.visitor.endpoint_key(&key).await?;
+            let before =
+                found.and_then(|found| self.sealer.open(&key, &found).ok()).map_or(0, |found| found.0.revision);
+            // Grows also over a deletion, so that no old record can take the place of a newer one.
+            let revision = unix_millis(self.clock.now()).max(before + 1);
+            let record = self.sealer.seal(&key, Summary { revision, ..summary.clone() }, table);
+            let record = record.map_err(anyhow::Error::msg)?;
+            if self.visitor.write_endpoint_key(&key, record.into(), written).await? {
+                return Ok(());
+            }
+        }
+        bail!("somebody else keeps writing {key}")
     }
 
     /// Everything that the bucket says, as far as people may read it.
@@ -268,6 +288,9 @@ impl Control {
         let readable = all.into_iter().filter_map(|(key, value)| {
             let mut value: Value = serde_json::from_slice(&value).ok()?;
             let members = value.as_object_mut()?;
+            if members.get("deleted").is_some_and(|deleted| deleted == true) {
+                return None;
+            }
             members.remove("sealed");
             members.remove("tag");
             Some(Said { key, value })
@@ -276,7 +299,7 @@ impl Control {
     }
 
     /// Publishes a test delivery to an endpoint as an agent, and waits for what becomes of its first attempt: the
-    /// receipt.
+    /// receipt. There is no second one.
     pub(crate) async fn test(
         &self,
         endpoint: &Name,
@@ -304,7 +327,13 @@ impl Control {
                 }
             }
         };
-        tokio::time::timeout(patience, arrives).await.ok().transpose()
+        let receipt: Option<Value> = tokio::time::timeout(patience, arrives).await.ok().transpose()?;
+        let ended = receipt.as_ref().is_some_and(|receipt| receipt["outcome"] != Status::Retrying.as_str());
+        if !ended {
+            // Nobody waits for what would come of it later.
+            self.cancel(agent, &id, "a test is not tried again", CANCEL_WITHIN).await?;
+        }
+        Ok(receipt)
     }
 
     async fn last_of_outbox(&self) -> anyhow::Result<u64> {

@@ -47,7 +47,7 @@ impl Registry {
     /// Prepares every configured destination; the error names the one whose secrets cannot be used.
     pub(crate) fn new(config: &Config) -> Result<Self, (String, KeyError)> {
         let configured = Destinations::new(config)?;
-        let sealer = Sealer::load(&config.egress).map_err(|error| ("egress.seal_keys".to_owned(), error))?;
+        let sealer = Sealer::load(config).map_err(|error| ("egress.seal_keys".to_owned(), error))?;
         let now = ArcSwap::from_pointee(configured.clone());
         Ok(Self {
             configured,
@@ -83,11 +83,9 @@ impl Registry {
         let name: Name = name.parse().map_err(|_| "is not the name of an endpoint".to_owned())?;
         let mut dynamic = self.dynamic.lock().unwrap_or_else(PoisonError::into_inner);
         match record {
-            None => {
-                dynamic.endpoints.remove(&name);
-                // What was deleted does not come back by its old record.
-                dynamic.revisions.entry(name).and_modify(|seen| *seen += 1);
-            }
+            // Whoever deletes an endpoint writes that it is gone.
+            None if dynamic.endpoints.contains_key(&name) => return Err("was taken away by somebody else".to_owned()),
+            None => {}
             Some(record) => {
                 let (revision, endpoint) = self.read(&name, key, record)?;
                 let seen = dynamic.revisions.get(&name).copied().unwrap_or(0);
@@ -95,15 +93,21 @@ impl Registry {
                     return Err(format!("is revision {revision}, and {seen} was there before"));
                 }
                 dynamic.revisions.insert(name.clone(), revision);
-                dynamic.endpoints.insert(name, Arc::new(endpoint));
+                match endpoint {
+                    Some(endpoint) => drop(dynamic.endpoints.insert(name, Arc::new(endpoint))),
+                    None => drop(dynamic.endpoints.remove(&name)),
+                }
             }
         }
         self.changed.store(true, Ordering::Release);
         Ok(true)
     }
 
-    fn read(&self, name: &Name, key: &str, record: &[u8]) -> Result<(u64, Endpoint), String> {
+    fn read(&self, name: &Name, key: &str, record: &[u8]) -> Result<(u64, Option<Endpoint>), String> {
         let (summary, table) = self.sealer.open(key, record)?;
+        if summary.deleted {
+            return Ok((summary.revision, None));
+        }
         if self.configured.endpoints.contains_key(name) {
             return Err("has the name of a configured endpoint, which stays".to_owned());
         }
@@ -113,7 +117,7 @@ impl Registry {
         }
         let endpoint = Endpoint::new(name, &endpoint, &self.config.egress, self.kept_for());
         let endpoint = endpoint.map_err(|error| error.to_string())?;
-        Ok((summary.revision, endpoint))
+        Ok((summary.revision, Some(endpoint)))
     }
 
     /// How long OUTBOX keeps a message.

@@ -41,18 +41,30 @@ impl Worker {
         apart: Duration,
         still: impl Fn() -> bool,
     ) -> Result<(), ReadError> {
-        let (waiting, mut from, mut due) = (pointer::all_waiting(token), 1, self.clock.now());
+        let which = |pointer: &Pointer| pointer.held.is_some_and(&held);
+        self.bring(&pointer::all_waiting(token), which, apart, still).await
+    }
+
+    /// Brings forward what waits on these subjects and is meant, `apart` from each other, for as long as that still
+    /// makes sense. What others have moved meanwhile is left to them.
+    pub(super) async fn bring(
+        &self,
+        waiting: &str,
+        which: impl Fn(&Pointer) -> bool,
+        apart: Duration,
+        still: impl Fn() -> bool,
+    ) -> Result<(), ReadError> {
+        let (mut from, mut due) = (1, self.clock.now());
         // What is moved stands at the end of the stream again.
         let (_, last) = self.broker.span(StreamKind::Retry).await?;
         while still() {
             let mut chunk: Vec<(StoredMessage, Pointer)> = Vec::with_capacity(CHUNK);
             while chunk.len() < CHUNK {
-                match self.broker.next(StreamKind::Retry, &waiting, from).await? {
+                match self.broker.next(StreamKind::Retry, waiting, from).await? {
                     Some(stored) if stored.sequence <= last => {
                         from = stored.sequence + 1;
                         let pointer = Pointer::read(&stored.headers);
-                        chunk
-                            .extend(pointer.filter(|found| found.held.is_some_and(&held)).map(|found| (stored, found)));
+                        chunk.extend(pointer.filter(&which).map(|found| (stored, found)));
                     }
                     _ => break,
                 }
@@ -62,7 +74,7 @@ impl Worker {
                 self.bring_forward(stored, pointer, due)
             });
             for error in join_all(moved.collect::<Vec<_>>()).await.into_iter().filter_map(Result::err) {
-                tracing::debug!("A delivery to {token} comes at its own time: {error}");
+                tracing::debug!("A delivery comes at its own time: {error}");
             }
             if chunk.len() < CHUNK {
                 break;

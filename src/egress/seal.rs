@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::Egress;
+use crate::broker::Names;
+use crate::config::Config;
 use crate::secret::{KeyError, KeyRing, Secret};
 
 /// The bytes of a key.
@@ -26,7 +27,11 @@ const WORD: &str = "hookbridge word 1";
 
 /// Seals with the first key and opens with every one. Without a key, words are taken as they are and no endpoint is.
 #[derive(Default)]
-pub(crate) struct Sealer(Vec<XChaCha20Poly1305>);
+pub(crate) struct Sealer {
+    keys: Vec<XChaCha20Poly1305>,
+    /// The bucket whose records these are.
+    bucket: String,
+}
 
 /// What stands in clear beside a sealed endpoint, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +42,9 @@ pub(crate) struct Summary {
     pub(crate) revision: u64,
     pub(crate) by: String,
     pub(crate) at: String,
+    /// The endpoint is taken away. The record stays, or an older one could take its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) deleted: bool,
 }
 
 /// An endpoint as it stands in the bucket.
@@ -49,19 +57,20 @@ struct Sealed {
 
 impl Sealer {
     /// Reads the keys.
-    pub(crate) fn load(egress: &Egress) -> Result<Self, KeyError> {
-        let keys = KeyRing::load(egress.seal_keys.clone(), key)?;
-        Ok(Self(keys.keys().iter().cloned().collect()))
+    pub(crate) fn load(config: &Config) -> Result<Self, KeyError> {
+        let keys = KeyRing::load(config.egress.seal_keys.clone(), key)?;
+        let bucket = Names::new(config.nats.prefix.clone()).endpoints_bucket();
+        Ok(Self { keys: keys.keys().iter().cloned().collect(), bucket })
     }
 
     /// Whether there is a key at all.
     pub(crate) fn can_seal(&self) -> bool {
-        !self.0.is_empty()
+        !self.keys.is_empty()
     }
 
     /// Seals an endpoint's table. The error is a missing key.
     pub(crate) fn seal(&self, key: &str, summary: Summary, table: &[u8]) -> Result<Vec<u8>, String> {
-        let bound = bound(ENDPOINT, key, &summary);
+        let bound = self.bound(ENDPOINT, key, &summary);
         let sealed = BASE64.encode(&self.encrypt(table, &bound)?);
         serde_json::to_vec(&Sealed { summary, sealed }).map_err(|error| error.to_string())
     }
@@ -70,7 +79,7 @@ impl Sealer {
     pub(crate) fn open(&self, key: &str, record: &[u8]) -> Result<(Summary, Vec<u8>), String> {
         let Sealed { summary, sealed } = serde_json::from_slice(record).map_err(|error| error.to_string())?;
         let sealed = BASE64.decode(sealed.as_bytes()).map_err(|_| "is not base64")?;
-        let table = self.decrypt(&sealed, &bound(ENDPOINT, key, &summary))?;
+        let table = self.decrypt(&sealed, &self.bound(ENDPOINT, key, &summary))?;
         Ok((summary, table))
     }
 
@@ -78,7 +87,7 @@ impl Sealer {
     pub(crate) fn word(&self, key: &str, record: &impl Serialize) -> Vec<u8> {
         let mut record = members(record);
         if self.can_seal()
-            && let Ok(tag) = self.encrypt(&[], &bound(WORD, key, &record))
+            && let Ok(tag) = self.encrypt(&[], &self.bound(WORD, key, &record))
         {
             record.insert(TAG.to_owned(), BASE64.encode(&tag).into());
         }
@@ -92,13 +101,21 @@ impl Sealer {
         if self.can_seal() {
             let tag = tag.as_ref().and_then(Value::as_str).ok_or("has no tag, and egress.seal_keys are configured")?;
             let tag = BASE64.decode(tag.as_bytes()).map_err(|_| "has a tag that is not base64")?;
-            self.decrypt(&tag, &bound(WORD, key, &record))?;
+            self.decrypt(&tag, &self.bound(WORD, key, &record))?;
         }
         serde_json::from_value(Value::Object(record)).map_err(|error| error.to_string())
     }
 
+    /// What is bound to a sealed text: its purpose, its bucket and its key there, and what stands in clear. So a record
+    /// is worth nothing in the bucket of another installation that has the same key.
+    fn bound(&self, purpose: &str, key: &str, clear: &impl Serialize) -> Vec<u8> {
+        // Sorted members: the same record gives the same bytes, whoever wrote it.
+        let clear = serde_json::to_string(&members(clear)).unwrap_or_default();
+        [purpose, &self.bucket, key, &clear].join("\n").into_bytes()
+    }
+
     fn encrypt(&self, message: &[u8], bound: &[u8]) -> Result<Vec<u8>, String> {
-        let key = self.0.first().ok_or("there is no key to seal with: set egress.seal_keys")?;
+        let key = self.keys.first().ok_or("there is no key to seal with: set egress.seal_keys")?;
         let nonce: [u8; NONCE] = rand::random();
         let sealed = key
             .encrypt(&XNonce::from(nonce), Payload { msg: message, aad: bound })
@@ -109,7 +126,7 @@ impl Sealer {
     fn decrypt(&self, sealed: &[u8], bound: &[u8]) -> Result<Vec<u8>, String> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE>().ok_or("is too short to be sealed")?;
         let payload = || Payload { msg: sealed, aad: bound };
-        let opened = self.0.iter().find_map(|key| key.decrypt(&XNonce::from(*nonce), payload()).ok());
+        let opened = self.keys.iter().find_map(|key| key.decrypt(&XNonce::from(*nonce), payload()).ok());
         opened.ok_or_else(|| "was not written with any of egress.seal_keys, or was changed since".to_owned())
     }
 }
@@ -124,13 +141,6 @@ fn key(secret: &Secret) -> Result<XChaCha20Poly1305, String> {
     Ok(XChaCha20Poly1305::new(&key.into()))
 }
 
-/// What is bound to a sealed text: its purpose, its key in the bucket, and what stands in clear.
-fn bound(purpose: &str, key: &str, clear: &impl Serialize) -> Vec<u8> {
-    // Sorted members: the same record gives the same bytes, whoever wrote it.
-    let clear = serde_json::to_string(&members(clear)).unwrap_or_default();
-    [purpose, key, &clear].join("\n").into_bytes()
-}
-
 fn members(record: &impl Serialize) -> Map<String, Value> {
     match serde_json::to_value(record) {
         Ok(Value::Object(members)) => members,
@@ -143,7 +153,8 @@ mod tests {
     use super::*;
 
     fn sealer(keys: &[&str]) -> Sealer {
-        Sealer(keys.iter().map(|text| key(&Secret::new(*text)).unwrap()).collect())
+        let keys = keys.iter().map(|text| key(&Secret::new(*text)).unwrap()).collect();
+        Sealer { keys, bucket: "bucket".to_owned() }
     }
 
     const FIRST: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -151,7 +162,7 @@ mod tests {
 
     fn summary() -> Summary {
         let (url, by, at) = ("https://a.example/".to_owned(), "cli".to_owned(), "now".to_owned());
-        Summary { url, subjects: vec!["outbox.>".to_owned()], revision: 1, by, at }
+        Summary { url, subjects: vec!["outbox.>".to_owned()], revision: 1, by, at, deleted: false }
     }
 
     #[test]
@@ -162,6 +173,8 @@ mod tests {
         assert_eq!(sealer.open("endpoint.crm", &record).unwrap(), (summary(), b"a secret table".to_vec()));
         assert!(sealer.open("endpoint.other", &record).is_err());
         assert!(self::sealer(&[SECOND]).open("endpoint.crm", &record).is_err());
+        let elsewhere = Sealer { bucket: "other".to_owned(), ..self::sealer(&[FIRST]) };
+        assert!(elsewhere.open("endpoint.crm", &record).is_err());
     }
 
     #[test]

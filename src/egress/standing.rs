@@ -44,6 +44,8 @@ pub(crate) enum State {
 /// What the bucket says of one delivery: that it is to be cancelled.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cancel {
+    /// The last sequence of OUTBOX that is meant: what is published later, or sent again, is another message.
+    pub(crate) through: u64,
     pub(crate) reason: String,
     pub(crate) by: String,
     pub(crate) at: String,
@@ -117,6 +119,10 @@ impl Standings {
     pub(super) fn hears(&self, key: &str, value: Option<&[u8]>) -> Result<bool, String> {
         if let Some(token) = key.strip_prefix(STATE) {
             let record = value.map(|value| self.sealer.authentic::<Record>(key, value)).transpose()?;
+            if record.is_none() && self.sealer.can_seal() && self.of(token).is_some() {
+                // Whoever takes a word back says so.
+                return Err("was taken away by somebody else".to_owned());
+            }
             self.set(token, record);
         } else if let Some((agent, delivery_id)) = key.strip_prefix(CANCEL).and_then(|rest| rest.split_once('.')) {
             let cancel = value.map(|value| self.sealer.authentic::<Cancel>(key, value)).transpose()?;
@@ -170,7 +176,8 @@ impl Standings {
         }
         // Few deliveries are ever cancelled one by one.
         let cancel = (!said.deliveries.is_empty()).then(|| cancel_key(subject.agent, subject.delivery_id));
-        if let Some(cancel) = cancel.and_then(|key| said.deliveries.get(&key)) {
+        let cancel = cancel.and_then(|key| said.deliveries.get(&key));
+        if let Some(cancel) = cancel.filter(|cancel| subject.sequence <= cancel.through) {
             return Standing::Cancelled(cancel.reason.clone());
         }
         let Some(record) = said.destinations.get(subject.token) else { return Standing::Open };
@@ -261,8 +268,9 @@ mod tests {
     #[test]
     fn one_delivery_is_cancelled_and_no_other() {
         let standings = standings();
-        hear(&standings, "cancel.a.m-1", Some(&format!("{{{REST}}}")));
+        hear(&standings, "cancel.a.m-1", Some(&format!("{{\"through\":1,{REST}}}")));
         assert_eq!(standings.standing(subject(1)), Standing::Cancelled("because".to_owned()));
+        assert_eq!(standings.standing(subject(2)), Standing::Open);
         assert_eq!(standings.standing(Subject { agent: "b", ..subject(1) }), Standing::Open);
     }
 

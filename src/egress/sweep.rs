@@ -1,20 +1,18 @@
 //! Taking off what waits, after something was said about it.
 //!
-//! The word comes first, and every attempt asks for it; the sweep only ends sooner what would end when it is due. It
-//! goes one by one, each with its receipt, and what fires meanwhile finds that receipt.
+//! The word comes first, and every attempt asks for it; the sweep only lets come sooner what would end when it is due.
+//! Every courier sweeps, each delivery ends once, and one whose courier dies is brought forward by another.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::ledger::Known;
 use super::pointer::{self, Pointer, Why};
 use super::reason::{Reason, Refusal};
 use super::receipt::{Receipt, Status};
 use super::standing::{Standing, Subject, Sweep, cancel_key};
-use super::worker::{Job, Resolved, Worker};
-use crate::broker::{ReadError, StoredMessage};
-use crate::config::StreamKind;
+use super::worker::{Job, Worker};
+use crate::broker::ReadError;
 
 /// How long to wait before a sweep that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -65,57 +63,17 @@ impl Worker {
         }
     }
 
-    /// Ends what waits on these subjects and may not go on.
+    /// Lets what waits on these subjects and may not go on come now: whoever gets it ends it. A delivery that is due
+    /// has one courier; one that waits would be found, and ended, by every courier that sweeps.
     async fn settle(&self, waiting: &str, concerns: impl Fn(&Pointer) -> bool) -> Result<(), ReadError> {
-        let mut from = 1;
-        while let Some(stored) = self.broker.next(StreamKind::Retry, waiting, from).await? {
-            from = stored.sequence + 1;
-            // What is no delivery is left for the moment when it is due.
-            let pointer = Pointer::read(&stored.headers).filter(|found| found.is_waiting_on(&stored.subject));
-            if let Some(pointer) = pointer.filter(&concerns) {
-                self.end(&pointer, &stored).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends one waiting delivery, if it may not go on.
-    async fn end(&self, pointer: &Pointer, stored: &StoredMessage) -> Result<(), ReadError> {
-        let (agent, delivery_id) = (pointer.agent.as_str(), pointer.delivery_id.as_str());
-        let url = self.registry.url_of(&pointer.token).map(String::from).unwrap_or_default();
-        let subject = Subject { token: &pointer.token, url: &url, agent, delivery_id, sequence: pointer.sequence };
-        let standing = self.standings.standing(subject);
-        if matches!(standing, Standing::Open | Standing::Paused) {
-            return Ok(());
-        }
-        let resolved = self.resolve(pointer).await;
-        if matches!(resolved, Resolved::Forged(_) | Resolved::Unknown) {
-            return Ok(());
-        }
-        let Some(_hold) = self.held.take(pointer.sequence, delivery_id) else { return Ok(()) };
-        if self.ledger.look_up(agent, delivery_id, pointer.sequence, u32::MAX).await? != Known::Ended {
-            match (standing, resolved) {
-                (Standing::Cancelled(detail), _) => {
-                    self.tell_cancelled(pointer, detail).await;
-                }
-                (Standing::Disabled(detail), Resolved::Delivery { original, .. }) => {
-                    let refusal = disabled(&pointer.destination, &detail);
-                    self.bury(&pointer.dead_letter(&refusal, Some(&original)), &self.metric_name(pointer), None, None)
-                        .await;
-                }
-                (_, _) => {
-                    let refusal = Refusal::new(Reason::Expired, "the message is no longer in OUTBOX");
-                    self.bury(&pointer.dead_letter(&refusal, None), &self.metric_name(pointer), None, None).await;
-                }
-            }
-        }
-        self.forget_mark(agent, delivery_id).await;
-        // One that fires in this moment finds its receipt.
-        self.broker.remove(StreamKind::Retry, stored.sequence).await.map(drop)
-    }
-
-    fn metric_name(&self, pointer: &Pointer) -> String {
-        if pointer.token.starts_with("e_") { pointer.destination.clone() } else { "callback".to_owned() }
+        let may_not_go_on = |pointer: &Pointer| {
+            let url = self.registry.url_of(&pointer.token).map(String::from).unwrap_or_default();
+            let (agent, delivery_id) = (pointer.agent.as_str(), pointer.delivery_id.as_str());
+            let subject = Subject { token: &pointer.token, url: &url, agent, delivery_id, sequence: pointer.sequence };
+            !matches!(self.standings.standing(subject), Standing::Open | Standing::Paused)
+        };
+        let meant = |pointer: &Pointer| concerns(pointer) && may_not_go_on(pointer);
+        self.bring(waiting, meant, Duration::ZERO, || true).await
     }
 
     /// Ends a delivery in hand that is cancelled.
@@ -158,7 +116,7 @@ impl Worker {
     /// The mark on one delivery has done its work.
     pub(super) async fn forget_mark(&self, agent: &str, delivery_id: &str) {
         if self.standings.is_marked(agent, delivery_id)
-            && let Err(error) = self.broker.remove_endpoint(&cancel_key(agent, delivery_id)).await
+            && let Err(error) = self.broker.forget_endpoint(&cancel_key(agent, delivery_id)).await
         {
             tracing::debug!("The mark on {delivery_id} stays: {error}");
         }

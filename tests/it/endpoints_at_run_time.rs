@@ -113,6 +113,44 @@ async fn whoever_can_write_the_bucket_cannot_redirect_anything() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_was_deleted_is_not_brought_back_by_its_old_record() {
+    let (nats, mut thief) = (Nats::start().await, Receiver::start().await);
+    let hookbridge = Hookbridge::start(&nats, KEY).await;
+    put(&nats, KEY, &table(&thief)).await.assert_code(0);
+    until(&nats, "delivered").await;
+    thief.next().await;
+    let old = nats.message("KV_hookbridge_endpoints", RECORD).await.payload;
+    endpoints(&nats, KEY, &["delete", "crm"]).await.assert_code(0);
+    until(&nats, "dead").await;
+    thief.unread();
+    assert_eq!(endpoints(&nats, KEY, &["list"]).await.stdout, "");
+    assert_eq!(endpoints(&nats, KEY, &["delete", "crm"]).await.code, Some(1));
+
+    nats.publish(RECORD, &[], old).await;
+
+    let refused = "hookbridge_egress_records_refused_total";
+    eventually("the record to be refused", async || (hookbridge.metric(refused).await >= 1.0).then_some(())).await;
+    assert_eq!(until(&nats, "dead").await["reason"], "unroutable");
+    assert_eq!(thief.unread(), 0);
+}
+
+#[tokio::test]
+async fn a_record_of_another_installation_with_the_same_key_is_not_believed() {
+    let (nats, receiver) = (Nats::start().await, Receiver::start().await);
+    let hookbridge = Hookbridge::start(&nats, KEY).await;
+    let other = format!("[nats]\nprefix = \"other\"\n{KEY}");
+    Hookbridge::start(&nats, &other).await.stop().await.unwrap();
+    put(&nats, &other, &table(&receiver)).await.assert_code(0);
+    let foreign = nats.message("KV_other_hookbridge_endpoints", "$KV.other_hookbridge_endpoints.endpoint.crm").await;
+
+    nats.publish(RECORD, &[], foreign.payload).await;
+
+    let refused = "hookbridge_egress_records_refused_total";
+    eventually("the record to be refused", async || (hookbridge.metric(refused).await >= 1.0).then_some(())).await;
+    until(&nats, "dead").await;
+}
+
+#[tokio::test]
 async fn an_endpoint_that_cannot_work_is_refused_before_it_is_stored() {
     let (nats, receiver) = (Nats::start().await, Receiver::start().await);
     Hookbridge::start(&nats, KEY).await.stop().await.unwrap();

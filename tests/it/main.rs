@@ -41,6 +41,7 @@ mod quarantine;
 mod refused_addresses;
 mod replay;
 mod several_couriers;
+mod several_sweeps;
 mod shutdown;
 mod signatures;
 mod source_limits;
