@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,11 +107,11 @@ impl Courier {
         let work = async {
             match &from {
                 From::Outbox => self.worker.outbox(&received).await,
-                From::Retry => self.worker.retry(&received).await,
-                From::Line(endpoint) => self.worker.in_order(endpoint, &received).await,
+                From::Retry => Box::pin(self.worker.retry(&received)).await,
+                From::Line(endpoint) => Box::pin(self.worker.in_order(endpoint, &received)).await,
             }
         };
-        let answer = alive(&received, work).await;
+        let answer = alive(&received, std::pin::pin!(work)).await;
         match answer {
             Answer::Ack => received.ack().await,
             Answer::Again => received.give_back(AGAIN).await,
@@ -178,10 +179,9 @@ enum From {
 }
 
 /// Does the work, and tells the stream now and then that it is still being done.
-async fn alive(received: &Received, work: impl Future<Output = Answer>) -> Answer {
-    let mut work = std::pin::pin!(work);
+async fn alive(received: &Received, mut work: Pin<&mut impl Future<Output = Answer>>) -> Answer {
     loop {
-        match tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
+        match tokio::time::timeout(SIGN_OF_LIFE, work.as_mut()).await {
             Ok(answer) => return answer,
             Err(_) => received.progress().await,
         }

@@ -103,7 +103,8 @@ mod tests {
             headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).to_owned())).collect(),
             payload: Bytes::from_static(payload),
             sequence: 7,
-            fallback_id: String::new(),
+            stored: SystemTime::UNIX_EPOCH,
+            stream: "OUTBOX".into(),
         };
         let refusal = Refusal::new(Reason::Exhausted, "line\nbreak");
         let letter = DeadLetter {

@@ -3,6 +3,9 @@
 //! The order is the promise. Delivered: receipt written, then ack. Failed: schedule confirmed, then ack. Dead:
 //! dead letter confirmed, receipt written, then ack. Whatever falls between two of these comes again, and is
 //! found in the receipts before it is sent again.
+//!
+//! What is rare is boxed: the future of a delivery has room for the rarest of its ways, and one is made and moved for
+//! each message.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -38,7 +41,7 @@ impl Worker {
         let (agent, delivery_id, sequence) = (&job.message.agent, &job.route.delivery_id, job.original.sequence);
         let Some(_hold) = self.held.take(sequence, delivery_id) else { return Answer::Silence };
         if in_doubt {
-            match self.ledger.look_up(agent, delivery_id, sequence, job.attempt).await {
+            match Box::pin(self.ledger.look_up(agent, delivery_id, sequence, job.attempt)).await {
                 Ok(Known::Open) => {}
                 Ok(Known::Ended | Known::Scheduled) => {
                     self.metrics.already_done.inc();
@@ -52,7 +55,7 @@ impl Worker {
             }
         }
         match &job.route.destination {
-            Err(refusal) => self.give_up(job, refusal, None, None).await,
+            Err(refusal) => Box::pin(self.give_up(job, refusal, None, None)).await,
             Ok(destination) => {
                 if let Some(due) = self.approach(job, destination).await.filter(|_| job.in_line) {
                     return Answer::AgainAt(due);
@@ -69,18 +72,18 @@ impl Worker {
             Standing::Paused => {
                 // Whoever resumes it brings the delivery forward; this is for when nobody is there to do it.
                 let until = self.clock.now() + PAUSED.mul_f64(0.5 + rand::random::<f64>());
-                return self.hold(job, Why::Paused, until).await;
+                return Box::pin(self.hold(job, Why::Paused, until)).await;
             }
             ended => {
-                self.end_by_word(job, ended).await;
+                Box::pin(self.end_by_word(job, ended)).await;
                 return None;
             }
         }
-        let payload = match self.sender.payload(destination, job.message, job.stored).await {
+        let payload = match self.sender.payload(destination, job.message, job.original.stored).await {
             Ok(payload) => payload,
             Err(refusal) => {
                 // The same body would be made of it every time.
-                self.give_up(job, &refusal, None, None).await;
+                Box::pin(self.give_up(job, &refusal, None, None)).await;
                 return None;
             }
         };
@@ -88,7 +91,7 @@ impl Worker {
         let token = job.route.token.as_deref().unwrap_or_default();
         match self.gates.pass(token, policy, job.held, !job.in_line).await {
             Ok(pass) => self.attempt(job, destination, &payload, pass).await,
-            Err(NotNow { why, until }) => self.hold(job, why, until).await,
+            Err(NotNow { why, until }) => Box::pin(self.hold(job, why, until)).await,
         }
     }
 
@@ -116,7 +119,7 @@ impl Worker {
         pass.ended(destination.policy(), outcome.health(), took);
         span.record("http.response.status_code", outcome.status());
         let (now, chance) = (self.clock.now(), rand::random());
-        let progress = Progress { attempt: job.attempt, stored: job.stored, now, chance };
+        let progress = Progress { attempt: job.attempt, stored: job.original.stored, now, chance };
         let decision = retry::decide(outcome, destination.policy(), progress);
         self.count(job, outcome, decision, took);
         match decision {
@@ -130,18 +133,18 @@ impl Worker {
                 let standing = self.standing(job, destination);
                 if matches!(standing, Standing::Cancelled(_) | Standing::Disabled(_)) {
                     let made = Job { attempt: job.attempt + 1, ..*job };
-                    self.end_by_word(&made, standing).await;
+                    Box::pin(self.end_by_word(&made, standing)).await;
                     return None;
                 }
-                self.put_off(job, &attempt, due, took, &trace).await;
+                Box::pin(self.put_off(job, &attempt, due, took, &trace)).await;
                 return Some(due);
             }
             Decision::Dead(reason) => {
                 let refusal = Refusal::new(reason, outcome.detail().unwrap_or_default());
                 if let (Reason::Gone, Destination::Endpoint(endpoint)) = (reason, destination) {
-                    self.disable(endpoint).await;
+                    Box::pin(self.disable(endpoint)).await;
                 }
-                self.give_up(job, &refusal, Some((&attempt, took)), Some(&trace)).await;
+                Box::pin(self.give_up(job, &refusal, Some((&attempt, took)), Some(&trace))).await;
             }
         }
         None

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -36,8 +38,17 @@ pub(super) struct Original {
     pub(super) headers: Headers,
     pub(super) payload: Bytes,
     pub(super) sequence: u64,
+    /// When the server stored it.
+    pub(super) stored: SystemTime,
+    /// The name of OUTBOX there.
+    pub(super) stream: Arc<str>,
+}
+
+impl Original {
     /// The id that the message has if it brings none.
-    pub(super) fallback_id: String,
+    fn made_id(&self) -> String {
+        id::stored_message(&self.stream, self.sequence, self.stored)
+    }
 }
 
 /// A message that was understood.
@@ -89,7 +100,7 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
     let header_id = replayed.as_ref().map(|replayed| replayed.message_id.clone()).or(header_id.map(id::message));
     let malformed = |detail: String| Malformed {
         agent: if valid_agent { agent.to_owned() } else { "_".to_owned() },
-        id: header_id.clone().unwrap_or_else(|| original.fallback_id.clone()),
+        id: header_id.clone().unwrap_or_else(|| original.made_id()),
         refusal: Refusal::new(Reason::Malformed, detail),
     };
     if !valid_agent {
@@ -121,7 +132,7 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
     let event_type = types.into_iter().flatten().find(|event_type| !event_type.is_empty());
     Ok(Message {
         agent: agent.to_owned(),
-        id: id.unwrap_or_else(|| original.fallback_id.clone()),
+        id: id.unwrap_or_else(|| original.made_id()),
         target: envelope.target.unwrap_or(Target::FanOut),
         only,
         event_type,
@@ -270,8 +281,14 @@ fn members(body: &[u8]) -> Option<Members<'_>> {
 /// The id that a message gets, understood or not: always safe as a subject token.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn understood_id(subject: &str, headers: Headers, payload: &[u8]) -> String {
-    let (payload, fallback_id) = (Bytes::copy_from_slice(payload), "m_fallback".to_owned());
-    let original = Original { subject: subject.to_owned(), headers, payload, sequence: 1, fallback_id };
+    let original = Original {
+        subject: subject.to_owned(),
+        headers,
+        payload: Bytes::copy_from_slice(payload),
+        sequence: 1,
+        stored: SystemTime::UNIX_EPOCH,
+        stream: "OUTBOX".into(),
+    };
     let (agent, id) = match understand(&original) {
         Ok(message) => (message.agent, message.id),
         Err(malformed) => (malformed.agent, malformed.id),
@@ -290,7 +307,8 @@ mod tests {
             headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).to_owned())).collect(),
             payload: Bytes::copy_from_slice(body.as_bytes()),
             sequence: 1,
-            fallback_id: "m_fallback".to_owned(),
+            stored: SystemTime::UNIX_EPOCH,
+            stream: "OUTBOX".into(),
         }
     }
 
@@ -385,7 +403,7 @@ mod tests {
         let body = r#"{"endpoint":"a","payload":1,"id":"inner"}"#;
         assert_eq!(understood(BARE, &[("Nats-Msg-Id", "outer")], body).id, "outer");
         assert_eq!(understood(BARE, &[], body).id, "inner");
-        assert_eq!(understood(BARE, &[], "x").id, "m_fallback");
+        assert_eq!(understood(BARE, &[], "x").id, original(BARE, &[], "x").made_id());
         assert!(understood(BARE, &[("Nats-Msg-Id", "a.b *")], "x").id.starts_with("h_"));
     }
 
@@ -411,7 +429,7 @@ mod tests {
         for headers in [&passed_on[..], &of_an_event] {
             let message = understood(BARE, &[headers, &[("Nats-Msg-Id", "own")]].concat(), "x");
             assert_eq!((message.id.as_str(), message.only), ("own", None));
-            assert_eq!(understood(BARE, headers, "x").id, "m_fallback");
+            assert_eq!(understood(BARE, headers, "x").id, original(BARE, &[], "x").made_id());
         }
     }
 

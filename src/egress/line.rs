@@ -201,7 +201,6 @@ impl Worker {
             message: &message,
             route,
             attempt: made.attempt.saturating_add(1),
-            stored: received.stored,
             held: made.held(),
             in_line: true,
         };

@@ -116,7 +116,7 @@ impl Worker {
     /// The mark on one delivery has done its work.
     pub(super) async fn forget_mark(&self, agent: &str, delivery_id: &str) {
         if self.standings.is_marked(agent, delivery_id)
-            && let Err(error) = self.broker.forget_endpoint(&cancel_key(agent, delivery_id)).await
+            && let Err(error) = Box::pin(self.broker.forget_endpoint(&cancel_key(agent, delivery_id))).await
         {
             tracing::debug!("The mark on {delivery_id} stays: {error}");
         }

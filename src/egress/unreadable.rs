@@ -23,7 +23,8 @@ pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> V
         headers: Headers::default(),
         payload: found.payload.clone(),
         sequence: found.sequence,
-        fallback_id: id.clone(),
+        stored: found.stored,
+        stream: found.stream_name.as_str().into(),
     };
     let refusal = Refusal::new(Reason::Malformed, "the message's headers are not what a NATS client writes");
     let letter = DeadLetter {

@@ -60,7 +60,8 @@ impl Worker {
     /// What has waited until its body is about to leave OUTBOX, or until it is too old, is dead; anything else comes
     /// again at the moment that is returned.
     pub(super) async fn hold(&self, job: &Job<'_>, why: Why, until: SystemTime) -> Option<SystemTime> {
-        let last = job.route.destination.as_ref().ok().and_then(|there| there.policy().last_moment(job.stored));
+        let last =
+            job.route.destination.as_ref().ok().and_then(|there| there.policy().last_moment(job.original.stored));
         let now = self.clock.now();
         if last.is_some_and(|last| now >= last) {
             let detail = format!("was held back ({}) for as long as it could be kept", why.as_str());

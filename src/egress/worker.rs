@@ -20,7 +20,6 @@ use super::standing::Standings;
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
 use crate::config::{Config, MOST_ATTEMPTS, StreamKind};
-use crate::event::id;
 use crate::outbound::Guard;
 use crate::telemetry::Metrics;
 
@@ -43,7 +42,7 @@ pub(super) struct Worker {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     /// The name of OUTBOX, which is part of the ids made for messages without one.
-    outbox: String,
+    outbox: Arc<str>,
     /// The highest sequence of OUTBOX that was taken.
     highest: AtomicU64,
     replicated: bool,
@@ -71,7 +70,6 @@ pub(super) struct Job<'a> {
     pub(super) route: &'a Route,
     /// The attempt that comes next; the first is 1.
     pub(super) attempt: u32,
-    pub(super) stored: SystemTime,
     /// Why it waited, where that was not a failed attempt.
     pub(super) held: Option<Why>,
     /// Whether it stands in the line of an ordered endpoint, where it also waits.
@@ -84,7 +82,6 @@ pub(super) enum Resolved {
         original: Original,
         message: Box<Message>,
         route: Box<Route>,
-        stored: SystemTime,
     },
     /// The outbox message is gone.
     Expired,
@@ -106,7 +103,7 @@ impl Worker {
         Ok(Self {
             sender: Sender::new(guard.clone(), egress, clock.clone())?,
             ledger: Ledger { broker: broker.clone(), metrics: metrics.clone() },
-            outbox: broker.names().stream(StreamKind::Outbox),
+            outbox: broker.names().stream(StreamKind::Outbox).into(),
             standings: Standings::new(registry.sealer()),
             held: Held::default(),
             lines: Lines::default(),
@@ -148,7 +145,7 @@ impl Worker {
         let original = self.received(received);
         let message = match intake::understand(&original) {
             Ok(message) => message,
-            Err(malformed) => return self.bury_malformed(&original, &malformed, in_doubt).await,
+            Err(malformed) => return Box::pin(self.bury_malformed(&original, &malformed, in_doubt)).await,
         };
         let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
@@ -160,16 +157,10 @@ impl Worker {
             _ => false,
         };
         let in_doubt = in_doubt || routes.iter().any(closing);
-        let [route] = routes.as_slice() else { return self.split(&original, &message, &routes).await };
-        let job = Job {
-            original: &original,
-            message: &message,
-            route,
-            attempt: 1,
-            stored: received.stored,
-            held: None,
-            in_line: false,
+        let [route] = routes.as_slice() else {
+            return Box::pin(self.split(&original, &message, &routes)).await;
         };
+        let job = Job { original: &original, message: &message, route, attempt: 1, held: None, in_line: false };
         self.work(&job, in_doubt).await
     }
 
@@ -183,17 +174,10 @@ impl Worker {
             return self.forged(received, "it is not where, or not as late, as Hookbridge would have it");
         }
         match self.resolve(&pointer).await {
-            Resolved::Delivery { original, message, route, stored } => {
+            Resolved::Delivery { original, message, route } => {
                 let (attempt, route) = (pointer.attempt, &route);
-                let job = Job {
-                    original: &original,
-                    message: &message,
-                    route,
-                    attempt,
-                    stored,
-                    held: pointer.held,
-                    in_line: false,
-                };
+                let job =
+                    Job { original: &original, message: &message, route, attempt, held: pointer.held, in_line: false };
                 self.work(&job, true).await
             }
             Resolved::Expired => self.bury_expired(&pointer).await,
@@ -214,7 +198,7 @@ impl Worker {
                 return Resolved::Unknown;
             }
         };
-        let (stored, original) = (found.stored, self.original(found));
+        let original = self.original(found);
         let Ok(message) = intake::understand(&original) else {
             return Resolved::Forged("it points to a message that was not understood");
         };
@@ -231,7 +215,7 @@ impl Worker {
         if route.token.as_ref().is_some_and(|token| *token != pointer.token) {
             return Resolved::Forged("it waits under another destination than the message names");
         }
-        Resolved::Delivery { original, message: Box::new(message), route: Box::new(route), stored }
+        Resolved::Delivery { original, message: Box::new(message), route: Box::new(route) }
     }
 
     /// A pointer whose message is not there: expired if it once was, forged if it never can have been.
@@ -307,7 +291,8 @@ impl Worker {
     /// A message of OUTBOX as it was received.
     pub(super) fn received(&self, received: &Received) -> Original {
         Original {
-            fallback_id: id::stored_message(&self.outbox, received.sequence, received.stored),
+            stored: received.stored,
+            stream: self.outbox.clone(),
             subject: received.subject.clone(),
             headers: received.headers.clone(),
             payload: received.payload.clone(),
@@ -317,7 +302,8 @@ impl Worker {
 
     pub(super) fn original(&self, stored: StoredMessage) -> Original {
         Original {
-            fallback_id: id::stored_message(&self.outbox, stored.sequence, stored.stored),
+            stored: stored.stored,
+            stream: self.outbox.clone(),
             subject: stored.subject,
             headers: stored.headers,
             payload: stored.payload,
