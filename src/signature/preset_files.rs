@@ -9,6 +9,7 @@ macro_rules! files {
 }
 
 files![
+    "a2a",
     "acuity",
     "adyen",
     "affirm",
