@@ -21,6 +21,7 @@ mod reach;
 mod signing;
 mod sources;
 mod streams;
+mod tasks;
 mod telemetry;
 mod validate;
 
@@ -45,6 +46,7 @@ pub use rate::Rate;
 pub use reach::{HostPattern, NameServer, Ports};
 pub use sources::Source;
 pub use streams::{Limits, Stream, StreamKind, Streams};
+pub use tasks::Tasks;
 pub use telemetry::{LogFormat, Telemetry};
 pub use validate::warnings;
 pub(crate) use validate::{HEADER_ROOM, endpoint_mistakes};
@@ -74,6 +76,8 @@ pub struct Config {
     pub callbacks: Callbacks,
     /// HTTP clients that may delegate tasks.
     pub clients: BTreeMap<Name, Client>,
+    /// Tasks that they delegate.
+    pub tasks: Tasks,
     /// Webhooks going out.
     pub egress: Egress,
     /// Logs and traces.

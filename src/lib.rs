@@ -3,8 +3,8 @@
 //! Two roles share nothing but the streams: the **gateway** verifies incoming webhooks and publishes them to
 //! JetStream ([`ingress`]), the **courier** turns agents' outbox messages into signed outbound webhooks
 //! ([`egress`]). What travels is in [`event`]; how requests prove themselves in [`signature`]; everything that
-//! talks to NATS in [`broker`]; what an operator can say in [`config`]; small changes to a body in [`transform`]. [`app`] puts the parts together, and
-//! [`cli`] is the command line.
+//! talks to NATS in [`broker`]; what an operator can say in [`config`]; small changes to a body in [`transform`];
+//! work that is delegated to agents in [`task`]. [`app`] puts the parts together, and [`cli`] is the command line.
 //!
 //! ARCHITECTURE.md has the map, the invariants, and who may import whom.
 
@@ -25,6 +25,7 @@ mod listener;
 mod outbound;
 pub mod secret;
 pub mod signature;
+mod task;
 mod telemetry;
 mod tls;
 pub mod transform;

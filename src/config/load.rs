@@ -20,7 +20,7 @@ pub(crate) const DEFAULT_FILE: &str = "config/hookbridge.toml";
 const MAX_MISTAKES: usize = 20;
 
 /// The top-level keys.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "shutdown_grace",
     "nats",
     "streams",
@@ -31,6 +31,7 @@ const SECTIONS: [&str; 12] = [
     "endpoints",
     "callbacks",
     "clients",
+    "tasks",
     "egress",
     "telemetry",
 ];
@@ -97,6 +98,7 @@ pub fn load(layers: &Layers) -> Result<Config, Mistakes> {
         endpoints: reader.tables("endpoints"),
         callbacks: reader.section("callbacks"),
         clients: reader.tables("clients"),
+        tasks: reader.section("tasks"),
         egress: reader.section("egress"),
         telemetry: reader.section("telemetry"),
     };
@@ -266,6 +268,7 @@ fn rests_on(section: &str) -> &[&str] {
         "gateway" => &["gateway"],
         "callbacks" => &["callbacks"],
         "admin" => &["admin"],
+        "tasks" => &["tasks"],
         _ => &["telemetry"],
     }
 }

@@ -10,7 +10,7 @@ use http::{HeaderName, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{Breaker, ClientTls, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
+use super::{Breaker, Client, ClientTls, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
 use crate::event::{Name, Place, UrlPrefix, subject};
 use crate::secret::{KeyRing, SecretEntry, SecretRef};
 use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
@@ -18,6 +18,8 @@ use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
 /// Room for the headers of a message beside its body, under the server's `max_payload`.
 pub(crate) const HEADER_ROOM: u64 = 64 * 1024;
 
+/// The shortest time that the state of a task is kept.
+const LEAST_RETENTION: Duration = Duration::from_secs(60);
 /// Headers that every delivery carries, so that a signature can cover them.
 const CARRIED: [HeaderName; 4] = [
     http::header::CONTENT_TYPE,
@@ -52,14 +54,16 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
     }
     callbacks(config, &mut findings);
     for (name, client) in &config.clients {
-        if client.token.is_some() != client.secrets.is_empty() {
-            findings.add(format!("clients.{name}"), "needs either `token` or `secrets`");
-        }
-        client
-            .token
-            .iter()
-            .chain(&client.secrets)
-            .for_each(|secret| check_secret(&format!("clients.{name}"), secret, &mut findings));
+        self::client(&format!("clients.{name}"), client, &mut findings);
+    }
+    if config.tasks.retention < LEAST_RETENTION {
+        findings.add("tasks.retention", "is shorter than a minute: nobody could ask what became of a task");
+    }
+    if config.tasks.deadline.is_some_and(|deadline| deadline.is_zero()) {
+        findings.add("tasks.deadline", "must be more than nothing");
+    }
+    if config.tasks.max_streams == 0 {
+        findings.add("tasks.max_streams", "must be at least 1");
     }
     egress(config, &mut findings);
     if let Err(error) = config.telemetry.log.parse::<tracing_subscriber::EnvFilter>() {
@@ -69,6 +73,21 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
         check_secret("admin.token", token, &mut findings);
     }
     findings.0
+}
+
+fn client(table: &str, client: &Client, findings: &mut Findings) {
+    if client.token.is_some() != client.secrets.is_empty() {
+        findings.add(table, "needs either `token` or `secrets`");
+    }
+    client.token.iter().for_each(|token| check_secret(&format!("{table}.token"), token, findings));
+    // The keys of Standard Webhooks have a form.
+    for (key, secrets) in [("secrets", &client.secrets), ("callback_secrets", &client.callback_secrets)] {
+        secrets.iter().for_each(|secret| check_secret(&format!("{table}.{key}"), secret.reference(), findings));
+        all_ended(&format!("{table}.{key}"), secrets, findings);
+    }
+    if client.agents.is_empty() {
+        findings.add(format!("{table}.agents"), "is empty: the client could delegate to nobody");
+    }
 }
 
 /// What is wrong with one endpoint under this configuration, of which it need not be part.
@@ -506,8 +525,8 @@ pub fn warnings(config: &Config) -> Vec<String> {
     if config.streams.retry.max_bytes.is_some() {
         warnings.push("streams.retry.max_bytes: a full RETRY stream drops its oldest waiting delivery; watch its size long before".to_owned());
     }
-    if !config.clients.is_empty() {
-        warnings.push("clients: tasks are not served by this version; the tables have no effect".to_owned());
+    if !config.clients.is_empty() && config.agents.is_empty() {
+        warnings.push("clients: no agent is configured, so there is nobody to delegate to".to_owned());
     }
     if config.callbacks.allow.iter().any(UrlPrefix::is_any) {
         warnings.push("callbacks.allow: \"*\" lets an agent send to any public address".to_owned());
@@ -520,7 +539,11 @@ fn secrets(config: &Config) -> impl Iterator<Item = (String, &SecretEntry)> {
     let sources = config.sources.iter().map(|(name, source)| (format!("sources.{name}.secrets"), &source.secrets));
     let endpoints = config.endpoints.iter().map(|(name, to)| (format!("endpoints.{name}.secrets"), &to.secrets));
     let callbacks = [("callbacks.secrets".to_owned(), &config.callbacks.secrets)];
-    let all = sources.chain(endpoints).chain(callbacks);
+    let clients = config.clients.iter().flat_map(|(name, client)| {
+        let table = [("secrets", &client.secrets), ("callback_secrets", &client.callback_secrets)];
+        table.map(|(key, secrets)| (format!("clients.{name}.{key}"), secrets))
+    });
+    let all = sources.chain(endpoints).chain(callbacks).chain(clients);
     all.flat_map(|(key, secrets)| secrets.iter().map(move |secret| (key.clone(), secret)))
 }
 
