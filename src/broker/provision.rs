@@ -21,6 +21,8 @@ use crate::event::Name;
 pub(crate) const COURIER: &str = "courier";
 /// How long a message may be worked on without a sign of life.
 pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
+/// How long who watches the bucket of tasks can see that the state of one has ended.
+const MARKERS: Duration = Duration::from_secs(60);
 /// Messages that all couriers together may hold; each takes only what it has free slots for.
 const MAX_COURIER_PENDING: i64 = 65_536;
 
@@ -146,11 +148,14 @@ impl Plan {
     }
 
     fn buckets(&self) -> [kv::Config; 2] {
-        [self.names.endpoints_bucket(), self.names.tasks_bucket()].map(|bucket| kv::Config {
+        // The state of a task that has ended has an end of its own.
+        let buckets = [(self.names.endpoints_bucket(), None), (self.names.tasks_bucket(), Some(MARKERS))];
+        buckets.map(|(bucket, limit_markers)| kv::Config {
             bucket,
             history: 1,
             storage: StorageType::File,
             num_replicas: self.replicas,
+            limit_markers,
             ..kv::Config::default()
         })
     }
@@ -199,7 +204,7 @@ pub(crate) async fn differences(
         mild.extend(stream(jetstream, plan, plan.stream_config(*kind, limits), *kind, create).await?);
     }
     for bucket in plan.buckets() {
-        mild.extend(self::bucket(jetstream, bucket, create).await?);
+        mild.extend(self::bucket(jetstream, plan, bucket, create).await?);
     }
     for durable in &plan.durables {
         mild.extend(self::durable(jetstream, plan, durable, create).await?);
@@ -314,7 +319,12 @@ fn show_span(nanos: u128) -> String {
     humantime::format_duration(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).to_string()
 }
 
-async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool) -> Result<Option<String>, Problem> {
+async fn bucket(
+    jetstream: &jetstream::Context,
+    plan: &Plan,
+    wanted: kv::Config,
+    create: bool,
+) -> Result<Option<String>, Problem> {
     let what = format!("bucket {}", wanted.bucket);
     match jetstream.get_stream(format!("KV_{}", wanted.bucket)).await {
         Ok(stream) => {
@@ -325,6 +335,19 @@ async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool
             }
             if found.storage != StorageType::File {
                 details.push("its storage is not File".to_owned());
+            }
+            if wanted.limit_markers.is_some() && !found.allow_message_ttl {
+                if plan.update && create && details.is_empty() {
+                    tracing::info!("Updating {what}: single values may have an end");
+                    let updated = StreamConfig {
+                        allow_message_ttl: true,
+                        subject_delete_marker_ttl: wanted.limit_markers,
+                        ..found.clone()
+                    };
+                    let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
+                    return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(&error));
+                }
+                details.push("it allows no TTL for single values; what has ended would be kept for ever".to_owned());
             }
             if details.is_empty() { Ok(None) } else { Err(Problem::Differs(Differences { what, details })) }
         }

@@ -8,7 +8,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 
-use super::{Broker, Link, Names, Visitor, to_nats};
+use super::{Broker, Link, Visitor, to_nats};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
 use crate::event::Headers;
@@ -31,7 +31,7 @@ impl Outgoing {
         self.payload.len() + self.headers.wire_bytes() + id
     }
 
-    fn message(&self) -> PublishMessage {
+    pub(super) fn message(&self) -> PublishMessage {
         let mut message = PublishMessage::build().payload(self.payload.clone());
         if !self.headers.is_empty() {
             message = message.headers(to_nats(&self.headers));
@@ -121,7 +121,7 @@ impl Broker {
         if self.is_ready().is_none() {
             return Err(PublishError::NotReady(self.link()));
         }
-        confirmed(&self.jetstream, &self.names, subject, message, wait).await
+        confirmed(&self.jetstream, self.names.subject(subject), message, wait).await
     }
 }
 
@@ -135,7 +135,7 @@ impl Visitor {
         wait: Duration,
     ) -> Result<Stored, PublishError> {
         let message = self.message_for(stream, outgoing)?;
-        confirmed(&self.jetstream, &self.names, &outgoing.subject, message, wait).await
+        confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await
     }
 
     /// The same, unless something else than the message at the sequence `last` is the last on the subject; 0 for
@@ -148,7 +148,7 @@ impl Visitor {
         wait: Duration,
     ) -> Result<Stored, PublishError> {
         let message = self.message_for(stream, outgoing)?.expected_last_subject_sequence(last);
-        confirmed(&self.jetstream, &self.names, &outgoing.subject, message, wait).await
+        confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await
     }
 
     fn message_for(&self, stream: StreamKind, outgoing: &Outgoing) -> Result<PublishMessage, PublishError> {
@@ -161,20 +161,20 @@ impl Visitor {
     }
 }
 
-async fn confirmed(
+/// Publishes on a subject as the server knows it.
+pub(super) async fn confirmed(
     jetstream: &jetstream::Context,
-    names: &Names,
-    subject: &str,
+    subject: String,
     message: PublishMessage,
     wait: Duration,
 ) -> Result<Stored, PublishError> {
     let confirmed = async {
-        let ack = jetstream.send_publish(names.subject(subject), message).await?;
+        let ack = jetstream.send_publish(subject.clone(), message).await?;
         ack.await
     };
     match tokio::time::timeout(wait, confirmed).await {
         Ok(Ok(ack)) => Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate }),
-        Ok(Err(error)) => Err(classify(&error, subject)),
+        Ok(Err(error)) => Err(classify(&error, &subject)),
         Err(_) => Err(PublishError::Unconfirmed),
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::alarm;
 use super::line;
 use super::registry::Registry;
+use super::turns::Turn;
 use super::worker::{Answer, Worker};
 use crate::broker::{Broker, COURIER, Consumer, Received, Slot};
 use crate::clock::Clock;
@@ -71,7 +72,10 @@ impl Courier {
         let deliveries = TaskTracker::new();
         let outbox = Consumer::new(self.broker.clone(), StreamKind::Outbox, COURIER.to_owned(), self.slots, self.room);
         let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER.to_owned(), self.slots, self.room);
-        let from_outbox = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, From::Outbox)));
+        let from_outbox = |received: Received, slot| {
+            let from = From::Outbox(worker.turn(&received));
+            drop(deliveries.spawn(self.clone().take(received, slot, from)));
+        };
         let from_retry = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, From::Retry)));
         let pulls = async {
             tokio::join!(
@@ -102,11 +106,11 @@ impl Courier {
         }
     }
 
-    async fn take(self, received: Received, slot: Slot, from: From) {
+    async fn take(self, received: Received, slot: Slot, mut from: From) {
         self.metrics.deliveries.inc();
         let work = async {
-            match &from {
-                From::Outbox => self.worker.outbox(&received).await,
+            match &mut from {
+                From::Outbox(turn) => self.worker.outbox(&received, turn.take()).await,
                 From::Retry => Box::pin(self.worker.retry(&received)).await,
                 From::Line(endpoint) => Box::pin(self.worker.in_order(endpoint, &received)).await,
             }
@@ -172,7 +176,8 @@ impl Courier {
 
 /// Where a message was taken from.
 enum From {
-    Outbox,
+    /// OUTBOX, and its place among the updates of a task, if it is one.
+    Outbox(Option<Turn>),
     Retry,
     /// The line of this ordered endpoint.
     Line(Name),

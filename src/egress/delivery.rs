@@ -23,6 +23,7 @@ use super::retry::{self, Decision, Outcome, Progress};
 use super::send::Attempt;
 use super::standing::{Record, Standing, State, Subject, state_key};
 use super::sweep;
+use super::task::NotItsTurn;
 use super::worker::{Answer, Job, Worker};
 use crate::clock::rfc3339;
 use crate::event::{id, trace};
@@ -31,6 +32,9 @@ use crate::telemetry::traces;
 
 /// About how long a delivery to a paused destination waits before it asks by itself.
 const PAUSED: Duration = Duration::from_secs(3600);
+
+/// Why a callback of a task is not sent: a later one says more.
+const SUPERSEDED: &str = "superseded";
 
 /// What came of an attempt, and how long it took.
 type Attempted<'a> = Option<(&'a Attempt, Duration)>;
@@ -53,6 +57,10 @@ impl Worker {
                     return Answer::Again;
                 }
             }
+        }
+        if let Some(detail) = &job.route.superseded {
+            Box::pin(self.cancel(job, SUPERSEDED, detail.clone())).await;
+            return Answer::Ack;
         }
         match &job.route.destination {
             Err(refusal) => Box::pin(self.give_up(job, refusal, None, None)).await,
@@ -78,6 +86,14 @@ impl Worker {
                 Box::pin(self.end_by_word(job, ended)).await;
                 return None;
             }
+        }
+        match Box::pin(self.in_turn(job)).await {
+            Ok(()) => {}
+            Err(NotItsTurn::Superseded(detail)) => {
+                Box::pin(self.cancel(job, SUPERSEDED, detail)).await;
+                return None;
+            }
+            Err(NotItsTurn::NotYet(until)) => return Box::pin(self.hold(job, Why::Turn, until)).await,
         }
         let payload = match self.sender.payload(destination, job.message, job.original.stored).await {
             Ok(payload) => payload,
@@ -163,7 +179,7 @@ impl Worker {
     /// Ends a delivery of which somebody said so.
     async fn end_by_word(&self, job: &Job<'_>, standing: Standing) {
         match standing {
-            Standing::Cancelled(detail) => self.cancel(job, detail).await,
+            Standing::Cancelled(detail) => self.cancel(job, "cancelled", detail).await,
             Standing::Disabled(detail) => {
                 self.give_up(job, &sweep::disabled(&job.route.public_name, &detail), None, None).await;
             }

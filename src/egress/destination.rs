@@ -16,13 +16,15 @@ use super::signer::Signer;
 use crate::config::{self, AgentPattern, ClientTls, Config, Egress, StreamKind};
 use crate::event::{Name, UrlPrefix, id};
 use crate::outbound::{Client, ClientOptions, Guard, public_url};
-use crate::secret::{KeyError, Reload};
+use crate::secret::{KeyError, Reload, SecretEntry};
 
 /// All destinations at one moment.
 #[derive(Clone)]
 pub(crate) struct Destinations {
     pub(super) endpoints: BTreeMap<Name, Arc<Endpoint>>,
     pub(super) callbacks: Arc<Callbacks>,
+    /// The policies of clients that have one of their own.
+    clients: Arc<BTreeMap<Name, Arc<Callbacks>>>,
     /// The endpoints that want subjects, in the order of their names, and which they want.
     wanting: Vec<Arc<Endpoint>>,
     interest: Interest,
@@ -48,9 +50,11 @@ pub(super) struct Endpoint {
     pub(super) client: Option<Client>,
 }
 
-/// The policy for URLs that come with a message.
+/// The policy for URLs that come with a message or a task.
 pub(super) struct Callbacks {
     pub(super) allow: Vec<UrlPrefix>,
+    /// The key that they are listed under.
+    pub(super) listed_in: String,
     pub(super) agents: Vec<AgentPattern>,
     pub(super) signer: Signer,
     pub(super) policy: Policy,
@@ -62,7 +66,12 @@ pub(super) struct Callbacks {
 #[derive(Clone)]
 pub(super) enum Destination {
     Endpoint(Arc<Endpoint>),
-    Callback { url: Box<Url>, policy: Arc<Callbacks> },
+    Callback {
+        url: Box<Url>,
+        policy: Arc<Callbacks>,
+        /// What its client wants to find there.
+        headers: Option<Arc<HeaderMap>>,
+    },
 }
 
 impl Destinations {
@@ -75,27 +84,51 @@ impl Destinations {
                 .map_err(|error| (format!("endpoints.{name}"), error))?;
             endpoints.insert(name.clone(), Arc::new(prepared));
         }
-        let callbacks = &config.callbacks;
-        let signer = Signer::new(&callbacks.signatures, &callbacks.secrets);
         let in_callbacks = |error| ("callbacks".to_owned(), error);
-        let (signer, client) = (signer.map_err(in_callbacks)?, own_client(callbacks.tls.as_ref(), &config.egress));
-        let client = client.map_err(in_callbacks)?;
-        let (allow, agents) = (callbacks.allow.clone(), callbacks.agents.clone());
-        let policy = Policy::new(&config.egress, None, kept_for);
-        let callbacks = Arc::new(Callbacks { allow, agents, signer, policy, client });
-        Ok(Self { endpoints, callbacks, wanting: Vec::new(), interest: Interest::default() }.with(&BTreeMap::new()))
+        let client = own_client(config.callbacks.tls.as_ref(), &config.egress).map_err(in_callbacks)?;
+        let callbacks = |listed_in: &str, allow: &[UrlPrefix], secrets: &[SecretEntry]| {
+            let signer = Signer::new(&config.callbacks.signatures, secrets);
+            Ok(Arc::new(Callbacks {
+                allow: allow.to_vec(),
+                listed_in: listed_in.to_owned(),
+                agents: config.callbacks.agents.clone(),
+                signer: signer?,
+                policy: Policy::new(&config.egress, None, kept_for),
+                client: client.clone(),
+            }))
+        };
+        let mut clients = BTreeMap::new();
+        for (name, own) in &config.clients {
+            let (all, table) = (&config.callbacks, format!("clients.{name}"));
+            let (listed_in, allow) = match own.callback_urls.is_empty() {
+                true => ("callbacks.allow".to_owned(), &all.allow),
+                false => (format!("{table}.callback_urls"), &own.callback_urls),
+            };
+            let secrets = if own.callback_secrets.is_empty() { &all.secrets } else { &own.callback_secrets };
+            let prepared = callbacks(&listed_in, allow, secrets).map_err(|error| (table, error))?;
+            clients.insert(name.clone(), prepared);
+        }
+        let all = &config.callbacks;
+        let callbacks = callbacks("callbacks.allow", &all.allow, &all.secrets).map_err(in_callbacks)?;
+        let (wanting, interest, clients) = (Vec::new(), Interest::default(), Arc::new(clients));
+        Ok(Self { endpoints, callbacks, clients, wanting, interest }.with(&BTreeMap::new()))
+    }
+
+    /// The policy for the callbacks of a client's tasks.
+    pub(super) fn callbacks_of(&self, client: &str) -> Arc<Callbacks> {
+        self.clients.get(client).unwrap_or(&self.callbacks).clone()
     }
 
     /// These, and further endpoints.
     pub(super) fn with(&self, further: &BTreeMap<Name, Arc<Endpoint>>) -> Self {
-        let (mut endpoints, callbacks) = (further.clone(), self.callbacks.clone());
+        let (mut endpoints, callbacks, clients) = (further.clone(), self.callbacks.clone(), self.clients.clone());
         endpoints.extend(self.endpoints.clone());
         let wanting: Vec<_> = endpoints.values().filter(|endpoint| !endpoint.subjects.is_empty()).cloned().collect();
         let mut interest = Interest::default();
         for (number, endpoint) in wanting.iter().enumerate() {
             endpoint.subjects.iter().for_each(|pattern| interest.add(pattern, number));
         }
-        Self { endpoints, callbacks, wanting, interest }
+        Self { endpoints, callbacks, clients, wanting, interest }
     }
 
     /// The endpoints that want a message of this subject and type, in the order of their names.
@@ -109,6 +142,7 @@ impl Destinations {
         let clients = self.endpoints.values().map(|endpoint| &endpoint.client).chain([&self.callbacks.client]);
         let clients = clients.flatten().map(|client| Arc::new(client.clone()) as Arc<dyn Reload>);
         let signers = self.endpoints.values().map(|endpoint| &endpoint.signer).chain([&self.callbacks.signer]);
+        let signers = signers.chain(self.clients.values().map(|callbacks| &callbacks.signer));
         let authorizing = self.endpoints.values().flat_map(|endpoint| endpoint.authorization.secrets());
         signers.flat_map(Signer::secrets).chain(clients).chain(authorizing).collect()
     }
@@ -180,6 +214,14 @@ impl Destination {
         match self {
             Self::Endpoint(endpoint) => Some(endpoint),
             Self::Callback { .. } => None,
+        }
+    }
+
+    /// The headers that every request there has.
+    pub(super) fn headers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Endpoint(endpoint) => Some(&endpoint.headers),
+            Self::Callback { headers, .. } => headers.as_deref(),
         }
     }
 

@@ -203,6 +203,7 @@ impl Worker {
             attempt: made.attempt.saturating_add(1),
             held: made.held(),
             in_line: true,
+            turn: None,
         };
         self.work(&job, true).await
     }

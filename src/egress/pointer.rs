@@ -55,6 +55,8 @@ pub(super) enum Why {
     Busy,
     /// Attempts to its destination may not begin as often.
     Rate,
+    /// The callback before it, of the same task, may still be on its way.
+    Turn,
 }
 
 impl Why {
@@ -65,12 +67,13 @@ impl Why {
             Self::Breaker => "breaker",
             Self::Busy => "busy",
             Self::Rate => "rate",
+            Self::Turn => "turn",
         }
     }
 
     /// Reads the word.
     pub(super) fn read(word: &str) -> Option<Self> {
-        [Self::Paused, Self::Breaker, Self::Busy, Self::Rate].into_iter().find(|why| why.as_str() == word)
+        [Self::Paused, Self::Breaker, Self::Busy, Self::Rate, Self::Turn].into_iter().find(|why| why.as_str() == word)
     }
 }
 

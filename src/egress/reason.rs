@@ -25,6 +25,8 @@ pub(crate) enum Reason {
     TooLarge,
     /// The endpoint's transformation cannot be applied to the body.
     Transform,
+    /// The task cannot move from its state to the one that the update says.
+    Illegal,
 }
 
 impl Reason {
@@ -41,6 +43,7 @@ impl Reason {
             Self::Expired => "expired",
             Self::TooLarge => "too-large",
             Self::Transform => "transform",
+            Self::Illegal => "illegal-transition",
         }
     }
 }

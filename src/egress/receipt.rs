@@ -41,6 +41,11 @@ pub(super) fn subject(agent: &str, status: Status, delivery_id: &str) -> String 
     format!("receipts.{agent}.{}.{delivery_id}", status.as_str())
 }
 
+/// The subjects of every receipt of a delivery.
+pub(super) fn every_subject(agent: &str, delivery_id: &str) -> String {
+    format!("receipts.{agent}.*.{delivery_id}")
+}
+
 /// One receipt, before it is written.
 #[derive(Clone, Debug)]
 pub(super) struct Receipt<'a> {
@@ -119,6 +124,11 @@ pub(super) fn progress(receipt: &StoredMessage, sequence: u64) -> Option<Progres
     let about = about(receipt)?;
     let progress = serde_json::from_slice(&receipt.payload).ok()?;
     (about == sequence).then_some(progress)
+}
+
+/// When the next attempt is due that a stored receipt tells of, if it is about this outbox message and there is one.
+pub(super) fn due_of(receipt: &StoredMessage, sequence: u64) -> Option<SystemTime> {
+    progress(receipt, sequence).and_then(|progress| progress.due())
 }
 
 /// The attempt that a stored receipt tells of, if it is about this outbox message.

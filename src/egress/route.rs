@@ -1,8 +1,9 @@
 //! Who gets a message. Pure: the same message and configuration give the same routes, at any time.
 
-use super::destination::{Destination, Destinations};
+use super::destination::{Callbacks, Destination, Destinations};
 use super::intake::{Message, Target};
 use super::reason::{Reason, Refusal};
+use super::task::Call;
 use crate::config::{AgentPattern, nearest};
 use crate::event::{id, subject};
 use crate::outbound::{Guard, public_url};
@@ -17,6 +18,10 @@ pub(super) struct Route {
     /// The subject token of the destination; none where there is no destination.
     pub(super) token: Option<String>,
     pub(super) destination: Result<Destination, Refusal>,
+    /// What there is to know before the callback of a task is sent.
+    pub(super) call: Option<Call>,
+    /// Why it says nothing any more, where that is so.
+    pub(super) superseded: Option<String>,
 }
 
 /// The routes of a message; never none, since a message that nobody wants is a dead letter. Of a replay, only the route
@@ -37,12 +42,15 @@ fn all(destinations: &Destinations, guard: &Guard, subject: &str, message: &Mess
     match &message.target {
         Target::Endpoint(name) => vec![to_endpoint(destinations, name, message)],
         Target::Callback(url) => {
-            let destination = Destination::Callback { url: url.clone(), policy: destinations.callbacks.clone() };
-            let checked = may_call_back(destinations, guard, url, &message.agent);
+            let policy = destinations.callbacks.clone();
+            let destination = Destination::Callback { url: url.clone(), policy: policy.clone(), headers: None };
+            let checked = allowed(&policy.agents, &message.agent, "callbacks");
+            let checked = checked.and_then(|()| may_reach(&policy, guard, url));
             vec![Route::new(message.id.clone(), &destination, checked)]
         }
+        // Where an update goes depends on the state of its task: see `egress::task`.
         Target::Task(task) => {
-            let detail = format!("there is no task `{}`", subject::token(task));
+            let detail = format!("`{}` is a task, and goes where its client wants it", subject::token(task));
             vec![Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, detail))]
         }
         Target::FanOut => fan_out(destinations, subject, message),
@@ -50,20 +58,24 @@ fn all(destinations: &Destinations, guard: &Guard, subject: &str, message: &Mess
 }
 
 impl Route {
-    fn new(delivery_id: String, destination: &Destination, checked: Result<(), Refusal>) -> Self {
+    /// The route to a destination, or the reason why nothing goes there.
+    pub(super) fn new(delivery_id: String, destination: &Destination, checked: Result<(), Refusal>) -> Self {
         Self {
             delivery_id,
             public_name: destination.public_name(),
             metric_name: destination.metric_name().to_owned(),
             token: Some(destination.token()),
             destination: checked.map(|()| destination.clone()),
+            call: None,
+            superseded: None,
         }
     }
 
     /// The route of a message that has no destination.
     pub(super) fn nowhere(delivery_id: String, refusal: Refusal) -> Self {
         let (public_name, metric_name) = (String::new(), String::new());
-        Self { delivery_id, public_name, metric_name, token: None, destination: Err(refusal) }
+        let destination = Err(refusal);
+        Self { delivery_id, public_name, metric_name, token: None, destination, call: None, superseded: None }
     }
 }
 
@@ -96,15 +108,15 @@ fn fan_out(destinations: &Destinations, subject: &str, message: &Message) -> Vec
     routes
 }
 
-fn may_call_back(destinations: &Destinations, guard: &Guard, url: &url::Url, agent: &str) -> Result<(), Refusal> {
+/// Whether a callback may go to a URL, by the policy for it and by the address guard.
+pub(super) fn may_reach(callbacks: &Callbacks, guard: &Guard, url: &url::Url) -> Result<(), Refusal> {
     let forbidden = |detail: String| Err(Refusal::new(Reason::Forbidden, detail));
-    allowed(&destinations.callbacks.agents, agent, "callbacks")?;
     if !url.username().is_empty() || url.password().is_some() {
         return forbidden("a callback URL must not carry a user name or password".to_owned());
     }
     guard.check_url(url).map_err(|blocked| Refusal::new(Reason::Forbidden, blocked.to_string()))?;
-    if !destinations.callbacks.allow.iter().any(|pattern| pattern.allows(url)) {
-        return forbidden(format!("no prefix in callbacks.allow allows {}", public_url(url)));
+    if !callbacks.allow.iter().any(|pattern| pattern.allows(url)) {
+        return forbidden(format!("no prefix in {} allows {}", callbacks.listed_in, public_url(url)));
     }
     Ok(())
 }

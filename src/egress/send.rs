@@ -175,9 +175,7 @@ fn headers(
     now: SystemTime,
 ) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    if let Some(endpoint) = destination.endpoint() {
-        headers.extend(endpoint.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-    }
+    headers.extend(destination.headers().into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
     headers.extend(authorized.iter().map(|(name, value)| (name.clone(), value.clone())));
     headers.insert(USER_AGENT, AGENT);
     headers.insert(CONTENT_TYPE, payload.content_type.clone());

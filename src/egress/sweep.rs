@@ -76,41 +76,34 @@ impl Worker {
         self.bring(waiting, meant, Duration::ZERO, || true).await
     }
 
-    /// Ends a delivery in hand that is cancelled.
-    pub(super) async fn cancel(&self, job: &Job<'_>, detail: String) {
-        let attempt = job.attempt - 1;
-        if let Some(pointer) = Pointer::new(job.original, job.message, job.route, attempt + 1) {
-            self.tell_cancelled(&pointer, detail).await;
-        }
-        self.forget_mark(&job.message.agent, &job.route.delivery_id).await;
-    }
-
-    async fn tell_cancelled(&self, pointer: &Pointer, detail: String) {
+    /// Ends a delivery in hand that is not to be made: `cancelled`, or `superseded`.
+    pub(super) async fn cancel(&self, job: &Job<'_>, reason: &'static str, detail: String) {
         let receipt = Receipt {
-            agent: &pointer.agent,
-            message_id: &pointer.message_id,
-            delivery_id: &pointer.delivery_id,
-            destination: &pointer.destination,
+            agent: &job.message.agent,
+            message_id: &job.message.id,
+            delivery_id: &job.route.delivery_id,
+            destination: &job.route.public_name,
             status: Status::Cancelled,
-            attempt: pointer.attempt - 1,
+            attempt: job.attempt - 1,
             http_status: None,
             failure: None,
-            reason: Some("cancelled"),
+            reason: Some(reason),
             detail: Some(detail),
             duration: None,
             next_attempt: None,
             response: None,
             at: self.clock.now(),
-            sequence: pointer.sequence,
+            sequence: job.original.sequence,
         };
         self.ledger.receipt(&receipt, None).await;
         self.metrics.cancelled.inc();
         tracing::info!(
-            agent.name = pointer.agent,
-            delivery.id = pointer.delivery_id,
-            "Delivery {} is cancelled",
-            pointer.delivery_id
+            agent.name = job.message.agent,
+            delivery.id = job.route.delivery_id,
+            "Delivery {} is {reason}",
+            job.route.delivery_id
         );
+        self.forget_mark(&job.message.agent, &job.route.delivery_id).await;
     }
 
     /// The mark on one delivery has done its work.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Mutex;
 
 use super::dead_letter::DeadLetter;
 use super::destination::Destination;
 use super::gate::Gates;
 use super::held::Held;
-use super::intake::{self, Message, Original};
+use super::intake::{self, Message, Original, Target};
 use super::ledger::{Known, Ledger};
 use super::line::Lines;
 use super::pointer::{Pointer, Why};
@@ -17,10 +19,12 @@ use super::registry::Registry;
 use super::route::{self, Route};
 use super::send::Sender;
 use super::standing::Standings;
+use super::turns::{Turn, Turns};
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
 use crate::config::{Config, MOST_ATTEMPTS, StreamKind};
 use crate::outbound::Guard;
+use crate::task::{DEADLINE, TASK_ID};
 use crate::telemetry::Metrics;
 
 /// Everything that a delivery needs.
@@ -35,6 +39,10 @@ pub(super) struct Worker {
     pub(super) gates: Gates,
     /// The ordered endpoints whose lines are known to exist.
     pub(super) lines: Lines,
+    /// The order of what is said of each task.
+    pub(super) turns: Turns,
+    /// How long the state of a task is kept that has ended.
+    pub(super) task_retention: Duration,
     /// Whether it was looked for lines that nobody needs any more.
     pub(super) lines_looked_at: AtomicBool,
     /// What this process calls itself where others read it.
@@ -74,6 +82,8 @@ pub(super) struct Job<'a> {
     pub(super) held: Option<Why>,
     /// Whether it stands in the line of an ordered endpoint, where it also waits.
     pub(super) in_line: bool,
+    /// Its place among the updates of its task.
+    pub(super) turn: Option<&'a Mutex<Turn>>,
 }
 
 /// What a pointer leads to.
@@ -81,7 +91,8 @@ pub(super) enum Resolved {
     Delivery {
         original: Original,
         message: Box<Message>,
-        route: Box<Route>,
+        /// None for an update of a task: where it goes depends on the task's state.
+        route: Option<Box<Route>>,
     },
     /// The outbox message is gone.
     Expired,
@@ -107,6 +118,8 @@ impl Worker {
             standings: Standings::new(registry.sealer()),
             held: Held::default(),
             lines: Lines::default(),
+            turns: Turns::default(),
+            task_retention: config.tasks.retention,
             lines_looked_at: AtomicBool::new(false),
             gates: Gates::new(egress.concurrency, clock.clone()),
             process: format!("{:016x}", rand::random::<u64>()),
@@ -140,13 +153,17 @@ impl Worker {
     }
 
     /// Deals with a message of OUTBOX.
-    pub(super) async fn outbox(&self, received: &Received) -> Answer {
+    pub(super) async fn outbox(&self, received: &Received, turn: Option<Turn>) -> Answer {
         let in_doubt = self.in_doubt(received);
         let original = self.received(received);
         let message = match intake::understand(&original) {
             Ok(message) => message,
             Err(malformed) => return Box::pin(self.bury_malformed(&original, &malformed, in_doubt)).await,
         };
+        if let Target::Task(task_id) = &message.target {
+            let turn = turn.unwrap_or_else(|| self.turns.take(task_id));
+            return Box::pin(self.update(&original, message, turn, 1, None, in_doubt)).await;
+        }
         let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
             return Answer::Again;
@@ -160,12 +177,16 @@ impl Worker {
         let [route] = routes.as_slice() else {
             return Box::pin(self.split(&original, &message, &routes)).await;
         };
-        let job = Job { original: &original, message: &message, route, attempt: 1, held: None, in_line: false };
+        let job =
+            Job { original: &original, message: &message, route, attempt: 1, held: None, in_line: false, turn: None };
         self.work(&job, in_doubt).await
     }
 
     /// Deals with a message of RETRY that is due.
     pub(super) async fn retry(&self, received: &Received) -> Answer {
+        if let (Some(task_id), Some(_)) = (received.headers.get(TASK_ID), received.headers.get(DEADLINE)) {
+            return Box::pin(self.deadline(received, task_id)).await;
+        }
         let Some(pointer) = Pointer::read(&received.headers) else {
             return self.forged(received, "it has none of the headers that Hookbridge writes");
         };
@@ -174,10 +195,24 @@ impl Worker {
             return self.forged(received, "it is not where, or not as late, as Hookbridge would have it");
         }
         match self.resolve(&pointer).await {
-            Resolved::Delivery { original, message, route } => {
+            Resolved::Delivery { original, message, route: None } => {
+                let turn = match &message.target {
+                    Target::Task(task_id) => self.turns.take(task_id),
+                    _ => return self.forged(received, "it points to a message without a destination"),
+                };
+                self.update(&original, *message, turn, pointer.attempt, pointer.held, true).await
+            }
+            Resolved::Delivery { original, message, route: Some(route) } => {
                 let (attempt, route) = (pointer.attempt, &route);
-                let job =
-                    Job { original: &original, message: &message, route, attempt, held: pointer.held, in_line: false };
+                let job = Job {
+                    original: &original,
+                    message: &message,
+                    route,
+                    attempt,
+                    held: pointer.held,
+                    in_line: false,
+                    turn: None,
+                };
                 self.work(&job, true).await
             }
             Resolved::Expired => self.bury_expired(&pointer).await,
@@ -205,6 +240,9 @@ impl Worker {
         if (&message.agent, &message.id) != (&pointer.agent, &pointer.message_id) {
             return Resolved::Forged("it points to a message of another agent or id");
         }
+        if matches!(message.target, Target::Task(_)) {
+            return Resolved::Delivery { original, message: Box::new(message), route: None };
+        }
         let routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         let known = routes.into_iter().find(|route| route.delivery_id == pointer.delivery_id);
         let route = known.unwrap_or_else(|| {
@@ -215,7 +253,7 @@ impl Worker {
         if route.token.as_ref().is_some_and(|token| *token != pointer.token) {
             return Resolved::Forged("it waits under another destination than the message names");
         }
-        Resolved::Delivery { original, message: Box::new(message), route: Box::new(route) }
+        Resolved::Delivery { original, message: Box::new(message), route: Some(Box::new(route)) }
     }
 
     /// A pointer whose message is not there: expired if it once was, forged if it never can have been.
@@ -311,7 +349,7 @@ impl Worker {
         }
     }
 
-    fn forged(&self, received: &Received, why: &str) -> Answer {
+    pub(super) fn forged(&self, received: &Received, why: &str) -> Answer {
         self.metrics.forged_retries.inc();
         tracing::warn!(
             nats.subject = received.subject,

@@ -41,6 +41,10 @@ pub(crate) struct Metrics {
     pub(crate) held: Family<HeldLabels, Counter>,
     /// 1 for a destination that fails and is left alone for a while.
     pub(crate) breaker_open: Family<DestinationLabels, Gauge>,
+    /// Requests about tasks by what became of them.
+    pub(crate) task_requests: Family<TaskLabels, Counter>,
+    /// Moves of tasks, by the state that they led to.
+    pub(crate) task_moves: Family<StatusLabels, Counter>,
     /// Deliveries that were cancelled.
     pub(crate) cancelled: Counter,
     /// Records of the bucket that were refused.
@@ -124,6 +128,20 @@ pub(crate) struct DeadLabels {
     pub(crate) reason: &'static str,
 }
 
+/// A request's client, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TaskLabels {
+    /// A configured client; empty where nobody has proved to be one.
+    pub(crate) client: String,
+    pub(crate) outcome: &'static str,
+}
+
+/// A state of tasks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StatusLabels {
+    pub(crate) status: &'static str,
+}
+
 impl Metrics {
     /// Makes and registers all metrics.
     pub(crate) fn new() -> Self {
@@ -142,6 +160,8 @@ impl Metrics {
             dead_letters: Family::default(),
             held: Family::default(),
             breaker_open: Family::default(),
+            task_requests: Family::default(),
+            task_moves: Family::default(),
             cancelled: Counter::default(),
             refused_records: Counter::default(),
             lost_receipts: Counter::default(),
@@ -177,6 +197,8 @@ impl Metrics {
         registry.register("egress_attempt_seconds", "Time that attempts took", self.attempt_seconds.clone());
         registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());
         registry.register("egress_held", "Deliveries that wait without a failed attempt, by why", self.held.clone());
+        registry.register("task_requests", "Requests about tasks by outcome", self.task_requests.clone());
+        registry.register("task_moves", "Moves of tasks, by the state that they led to", self.task_moves.clone());
         registry.register("egress_cancelled", "Deliveries that were cancelled", self.cancelled.clone());
         let refused = self.refused_records.clone();
         registry.register(

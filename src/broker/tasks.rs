@@ -1,0 +1,172 @@
+//! The bucket of tasks: one key a task, changed only where it is still as it was read.
+
+use std::time::Duration;
+
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::{HeaderMap, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use super::publish::confirmed;
+use super::read::{ReadError, is_absent, stored};
+use super::{Broker, Outgoing, PublishError, StoredMessage};
+use crate::config::StreamKind;
+
+/// The header by which the bucket tells a removal from a value.
+const OPERATION: &str = "KV-Operation";
+/// The header by which the server tells that a value has ended.
+const MARKER: &str = "Nats-Marker-Reason";
+/// How long one confirmation may take.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+/// How long a page may take.
+const PAGE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the server keeps a reader's place that was not given back.
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+
+/// A value, and the revision by which it can be changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) value: Bytes,
+    pub(crate) revision: u64,
+}
+
+/// Messages of a subject as they pass by, from now on.
+pub(crate) struct News(Subscriber);
+
+impl News {
+    /// Waits for the next one; `None` when the connection is given up.
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        self.0.next().await.map(|message| message.payload)
+    }
+}
+
+impl Broker {
+    /// What is kept under a key.
+    ///
+    /// A replica may lag behind, so only the leader's word counts for a no.
+    pub(crate) async fn task(&self, key: &str) -> Result<Option<Kept>, ReadError> {
+        let (stream, subject) = (self.tasks().await?, self.task_subject(key));
+        let found = match stream.direct_get_last_for_subject(&subject).await {
+            Ok(message) => Some(message),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound && self.replicas == 1 => None,
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+                match stream.get_last_raw_message_by_subject(&subject).await {
+                    Ok(message) => Some(message),
+                    Err(error) if is_absent(&error.kind()) => None,
+                    Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
+                }
+            }
+            Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
+        };
+        let found = found.map(|message| stored(&self.names, message)).filter(is_value);
+        Ok(found.map(|found| Kept { value: found.payload, revision: found.sequence }))
+    }
+
+    /// Writes a key that has this revision; 0 for one that is not there. With `ends`, the value is forgotten after
+    /// that time. `None`: somebody else wrote it meanwhile.
+    pub(crate) async fn write_task(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: u64,
+        ends: Option<Duration>,
+    ) -> Result<Option<u64>, PublishError> {
+        if self.is_ready().is_none() {
+            return Err(PublishError::NotReady(self.link()));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string().as_str());
+        if let Some(ends) = ends {
+            headers.insert(NATS_MESSAGE_TTL, format!("{}s", ends.as_secs().max(1)).as_str());
+        }
+        let message = PublishMessage::build().payload(value).headers(headers);
+        match confirmed(&self.jetstream, self.task_subject(key), message, CONFIRM_WITHIN).await {
+            Ok(stored) => Ok(Some(stored.sequence)),
+            Err(PublishError::Occupied) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Publishes a message on a subject that has none yet. `false` where it has one.
+    pub(crate) async fn publish_first(&self, outgoing: &Outgoing, wait: Duration) -> Result<bool, PublishError> {
+        if self.is_ready().is_none() {
+            return Err(PublishError::NotReady(self.link()));
+        }
+        let message = outgoing.message().expected_last_subject_sequence(0);
+        match confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await {
+            Ok(_) => Ok(true),
+            Err(PublishError::Occupied) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next values at or after a sequence, at most so many, in the order in which they were written.
+    pub(crate) async fn tasks_from(&self, sequence: u64, most: usize) -> Result<Vec<StoredMessage>, ReadError> {
+        let failed = |error: &dyn std::fmt::Display| ReadError::new(StreamKind::Tasks, error);
+        let stream = self.tasks().await?;
+        let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: sequence.max(1) };
+        let place = pull::Config {
+            deliver_policy,
+            ack_policy: AckPolicy::None,
+            inactive_threshold: ABANDONED_AFTER,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let reading = async {
+            let consumer = stream.create_consumer(place).await.map_err(|error| failed(&error))?;
+            let page = consumer.fetch().max_messages(most).messages().await.map_err(|error| failed(&error));
+            let mut found = Vec::new();
+            match page {
+                Ok(mut page) => {
+                    while let Some(message) = page.next().await {
+                        let message = message.map_err(|error| failed(&error))?;
+                        let info = message.info().map_err(|error| failed(&error))?;
+                        found.push(StoredMessage {
+                            subject: message.subject.to_string(),
+                            sequence: info.stream_sequence,
+                            stored: info.published.into(),
+                            headers: message.headers.as_ref().map(super::from_nats).unwrap_or_default(),
+                            payload: message.payload.clone(),
+                        });
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            // If this fails, the server forgets the place by itself.
+            drop(stream.delete_consumer(&consumer.cached_info().name).await);
+            Ok(found)
+        };
+        let found = tokio::time::timeout(PAGE_WITHIN, reading).await;
+        found.map_err(|_| failed(&"NATS does not answer"))?
+    }
+
+    /// Whether what was read from the bucket is a value, and no sign that one was removed or has ended.
+    pub(crate) fn is_task(found: &StoredMessage) -> bool {
+        is_value(found)
+    }
+
+    /// Listens to a subject. What is published from now on comes, if the connection lives.
+    pub(crate) async fn listen(&self, subject: &str) -> Result<News, ReadError> {
+        let subscribed = self.client.subscribe(self.names.subject(subject)).await;
+        let news = subscribed.map_err(|error| ReadError::new(StreamKind::Tasks, error))?;
+        // The server reads what one connection sends in its order: a read that follows sees the subscription.
+        Ok(News(news))
+    }
+
+    async fn tasks(&self) -> Result<Stream<()>, ReadError> {
+        let stream = self.jetstream.get_stream_no_info(format!("KV_{}", self.names.tasks_bucket())).await;
+        stream.map_err(|error| ReadError::new(StreamKind::Tasks, error))
+    }
+
+    fn task_subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.names.tasks_bucket())
+    }
+}
+
+fn is_value(found: &StoredMessage) -> bool {
+    found.headers.get(OPERATION).is_none() && found.headers.get(MARKER).is_none()
+}
