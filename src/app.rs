@@ -112,8 +112,12 @@ impl App {
             });
             let keys = ingress::keys(config, options.clock.clone(), &options.documents)?;
             let quarantine = ingress::Quarantine::new(&config.gateway, broker.clone());
-            let (clock, kept) = (options.clock.clone(), quarantine.clone());
-            let router = ingress::router(config, broker, sources, keys, quarantine, clock, metrics.clone());
+            let clients = ingress::Clients::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
+            secrets.extend(clients.secrets());
+            let kept = quarantine.clone();
+            let (clock, metrics, stop) = (options.clock.clone(), metrics.clone(), lifecycle.draining());
+            let parts = ingress::Parts { broker, sources, clients, keys, quarantine, clock, metrics, stop };
+            let router = ingress::router(config, parts);
             tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
             let serving = listener.run(router, lifecycle.draining());
             lifecycle.spawn(async move {

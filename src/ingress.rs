@@ -16,11 +16,13 @@ mod receive;
 mod shake;
 mod source;
 mod source_limits;
+mod tasks;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::any;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::broker::Broker;
@@ -35,23 +37,32 @@ use crate::telemetry::Metrics;
 pub(crate) use quarantine::Quarantine;
 use receive::Receiver;
 pub(crate) use source::Sources;
+pub(crate) use tasks::Clients;
+
+/// What the gateway works with.
+pub(crate) struct Parts {
+    pub(crate) broker: Broker,
+    pub(crate) sources: Sources,
+    pub(crate) clients: Clients,
+    pub(crate) keys: Keys,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    /// Ends what would last until a client goes.
+    pub(crate) stop: CancellationToken,
+}
 
 /// The routes of the gateway. Answers every request to them, and every other one with 404.
-pub(crate) fn router(
-    config: &Config,
-    broker: Broker,
-    sources: Sources,
-    keys: Keys,
-    quarantine: Quarantine,
-    clock: Clock,
-    metrics: Metrics,
-) -> Router {
-    let receiver = Arc::new(Receiver::new(config, broker, sources, keys, quarantine, clock, metrics));
+pub(crate) fn router(config: &Config, parts: Parts) -> Router {
+    let (clients, stop) = (parts.clients.clone(), parts.stop.clone());
+    let receiver = Arc::new(Receiver::new(config, parts));
+    let tasks = tasks::router(tasks::Desk::new(config, clients, receiver.clone(), stop));
     Router::new()
         .route("/hooks/{source}", any(receive::hook))
         .route("/hooks/{source}/{token}", any(receive::hook))
         .fallback(receive::nowhere)
         .with_state(receiver)
+        .merge(tasks)
 }
 
 /// What is fetched for a request: keys that stand at an address, and URLs that confirm a subscription.

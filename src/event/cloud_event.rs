@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use super::{Headers, Name, trace};
+use super::{Headers, trace};
 use crate::clock::rfc3339;
 
 /// What the HTTP binding encodes, and the NATS binding with it: controls, blank, quote, percent and all
@@ -16,7 +16,8 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CloudEvent<'a> {
     pub(crate) id: &'a str,
-    pub(crate) source: &'a Name,
+    /// `/hooks/<source>`, or whatever else it came from.
+    pub(crate) source: &'a str,
     /// The provider's own word for it; `None` is `unknown`, as in the subject.
     pub(crate) event_type: Option<&'a str>,
     pub(crate) received: SystemTime,
@@ -29,7 +30,7 @@ impl CloudEvent<'_> {
         let mut headers = Headers::with_capacity(12);
         headers.push("ce-specversion", "1.0");
         headers.push("ce-id", encode(self.id));
-        headers.push("ce-source", format!("/hooks/{}", self.source));
+        headers.push("ce-source", encode(self.source));
         headers.push("ce-type", encode(self.event_type.unwrap_or("unknown")));
         headers.push("ce-time", rfc3339(self.received));
         if let Some(content_type) = self.content_type {

@@ -196,6 +196,16 @@ impl ReceiveError {
     }
 }
 
+/// An answer that says what is wrong (RFC 9457).
+pub(super) fn problem(status: StatusCode, detail: String) -> Response {
+    let title = status.canonical_reason().unwrap_or_default();
+    let problem = Problem { r#type: "about:blank", title, status: status.as_u16(), detail };
+    let mut response = Response::new(Body::from(serde_json::to_vec(&problem).unwrap_or_default()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+}
+
 /// RFC 9457.
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -212,12 +222,8 @@ impl ReceiveError {
         if let (Self::Rejected(_), Some(text)) = (self, wanted.and_then(|wanted| wanted.rejected_text.clone())) {
             return text_response(status, text);
         }
-        let title = status.canonical_reason().unwrap_or_default();
-        let problem = Problem { r#type: "about:blank", title, status: status.as_u16(), detail: self.to_string() };
-        let mut response = Response::new(Body::from(serde_json::to_vec(&problem).unwrap_or_default()));
-        *response.status_mut() = status;
+        let mut response = problem(status, self.to_string());
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.extend(self.header());
         if !self.is_after_the_body() {
             // The rest of the request is not read.

@@ -114,8 +114,13 @@ impl Event {
         received: SystemTime,
         trace: &trace::Context,
     ) -> Self {
-        let attributes =
-            CloudEvent { id: &id, source: &source.name, event_type: event_type.as_deref(), received, content_type };
+        let attributes = CloudEvent {
+            id: &id,
+            source: &format!("/hooks/{}", source.name),
+            event_type: event_type.as_deref(),
+            received,
+            content_type,
+        };
         let mut headers = attributes.headers(trace);
         pass_on(source, request, &mut headers);
         let subject = subject::event(&source.name, event_type.as_deref());

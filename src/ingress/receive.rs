@@ -15,15 +15,15 @@ use http_body_util::BodyExt;
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use super::Keys;
 use super::answer::{Accepted, ReceiveError};
-use super::budget::Budget;
+use super::budget::{Budget, Held};
 use super::peer::Sender;
 use super::peer_rate::PeerRate;
 use super::publish::{self, Events, Unnamed};
 use super::quarantine::Quarantine;
 use super::shake;
 use super::source::{Source, Sources};
+use super::{Keys, Parts as Supplies};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::{Config, HEADER_ROOM};
@@ -43,7 +43,7 @@ const REFRESH_WITHIN: Duration = Duration::from_secs(2);
 
 /// What every request needs.
 pub(super) struct Receiver {
-    broker: Broker,
+    pub(super) broker: Broker,
     sources: Sources,
     budget: Budget,
     keys: Keys,
@@ -51,8 +51,8 @@ pub(super) struct Receiver {
     trusted_proxies: Vec<IpNet>,
     peer_rate: Option<PeerRate>,
     limits: Limits,
-    clock: Clock,
-    metrics: Metrics,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
     said_401: Seldom,
     said_503: Seldom,
 }
@@ -67,15 +67,8 @@ struct Limits {
 }
 
 impl Receiver {
-    pub(super) fn new(
-        config: &Config,
-        broker: Broker,
-        sources: Sources,
-        keys: Keys,
-        quarantine: Quarantine,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> Self {
+    pub(super) fn new(config: &Config, parts: Supplies) -> Self {
+        let Supplies { broker, sources, keys, quarantine, clock, metrics, .. } = parts;
         let gateway = &config.gateway;
         let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         let limits = Limits {
@@ -106,9 +99,7 @@ impl Receiver {
 
     /// The largest body that a source can send now: the configured limit, or less where the server takes less.
     fn body_limit(&self, source: &Source) -> usize {
-        let room = usize::try_from(HEADER_ROOM).unwrap_or(usize::MAX);
-        let max_payload = self.broker.is_ready().map_or(usize::MAX, |ready| ready.max_payload);
-        source.max_body.unwrap_or(self.limits.body).min(max_payload.saturating_sub(room))
+        source.max_body.unwrap_or(self.limits.body).min(self.room())
     }
 }
 
@@ -211,10 +202,7 @@ impl Receiver {
             return Err(ReceiveError::ContentEncoding);
         }
         self.check_peer(source, sender)?;
-        let mut held = self.budget.hold();
-        let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
-        let reading = read(body, announced(&head.headers), limit, |bytes| held.grow(bytes));
-        let body = tokio::time::timeout_at(begun + in_time, reading).await.map_err(|_| ReceiveError::TooSlow)??;
+        let (body, _held) = self.body(begun, &head.headers, body, limit).await?;
         // Others from the same address may have failed while this body arrived.
         self.check_peer(source, sender)?;
         let taken = self.take(arrival, &head, &body).await;
@@ -222,6 +210,21 @@ impl Receiver {
             self.quarantine.keep(source, sender, &head, &body, why, self.clock.now());
         }
         taken
+    }
+
+    /// Reads a body within its limits. It counts as held until what comes with it is dropped.
+    pub(super) async fn body(
+        &self,
+        begun: Instant,
+        headers: &HeaderMap,
+        body: Body,
+        limit: usize,
+    ) -> Result<(Bytes, Held), ReceiveError> {
+        let mut held = self.budget.hold();
+        let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
+        let reading = read(body, announced(headers), limit, |bytes| held.grow(bytes));
+        let body = tokio::time::timeout_at(begun + in_time, reading).await.map_err(|_| ReceiveError::TooSlow)??;
+        Ok((body, held))
     }
 
     /// Decides what a request is, and does it: a handshake, or an event that proves itself.
@@ -336,7 +339,7 @@ impl Receiver {
         Ok(Accepted { id: events.id, duplicate, events: events.split.then_some(count), filtered })
     }
 
-    fn sender(&self, peer: Peer, headers: &HeaderMap) -> Sender {
+    pub(super) fn sender(&self, peer: Peer, headers: &HeaderMap) -> Sender {
         Sender::of(peer.0.ip(), headers, &self.trusted_proxies)
     }
 
@@ -348,7 +351,18 @@ impl Receiver {
         }
     }
 
-    fn check_size(&self, headers: &HeaderMap, limit: usize) -> Result<(), ReceiveError> {
+    /// Whether the sender's address may still fail to prove itself.
+    pub(super) fn check_stranger(&self, sender: Sender) -> Result<(), ReceiveError> {
+        self.peer_rate.as_ref().map_or(Ok(()), |rate| rate.check(sender).map_err(ReceiveError::PeerRate))
+    }
+
+    /// The largest message body that can be published now.
+    pub(super) fn room(&self) -> usize {
+        let room = usize::try_from(HEADER_ROOM).unwrap_or(usize::MAX);
+        self.broker.is_ready().map_or(usize::MAX, |ready| ready.max_payload).saturating_sub(room)
+    }
+
+    pub(super) fn check_size(&self, headers: &HeaderMap, limit: usize) -> Result<(), ReceiveError> {
         let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         if bytes > self.limits.headers {
             return Err(ReceiveError::HeadersTooLarge { limit: self.limits.headers });
@@ -360,7 +374,7 @@ impl Receiver {
     }
 
     /// Charges the sender for a request that proves nothing.
-    fn charge(&self, sender: Sender) {
+    pub(super) fn charge(&self, sender: Sender) {
         if let Some(rate) = &self.peer_rate {
             rate.charge(sender);
         }

@@ -18,6 +18,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Resolver, TokioResolver};
 use hyper_util::client::legacy::connect::dns::Name;
 use tower_service::Service;
+use url::{Host, Url};
 
 use super::guard::{Blocked, Guard};
 use crate::config::NameServer;
@@ -80,6 +81,19 @@ impl Names {
         }
         addresses.dedup();
         Ok(addresses)
+    }
+}
+
+impl Guard {
+    /// Checks a URL as an attempt would, its host resolved. A host that cannot be resolved within this time passes:
+    /// it may have an address when it is needed, and is checked again then.
+    pub(crate) async fn foresee(&self, url: &Url, within: Duration) -> Result<(), Blocked> {
+        self.check_url(url)?;
+        let Some(Host::Domain(host)) = url.host() else { return Ok(()) };
+        match tokio::time::timeout(within, self.names().look_up(host)).await {
+            Ok(Ok(addresses)) => self.check_answer(host, &addresses),
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
     }
 }
 

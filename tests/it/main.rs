@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod a2a;
 mod answers;
 mod architecture;
 mod authorization;
@@ -45,5 +46,6 @@ mod several_sweeps;
 mod shutdown;
 mod signatures;
 mod source_limits;
+mod tasks;
 mod traces;
 mod vectors;
