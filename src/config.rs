@@ -18,6 +18,7 @@ mod nats;
 mod policy;
 mod rate;
 mod reach;
+mod replies;
 mod signing;
 mod sources;
 mod streams;
@@ -44,6 +45,7 @@ pub(crate) use policy::MOST_ATTEMPTS;
 pub use policy::{Breaker, Retry};
 pub use rate::Rate;
 pub use reach::{HostPattern, NameServer, Ports};
+pub use replies::Replies;
 pub use sources::Source;
 pub use streams::{Limits, Stream, StreamKind, Streams};
 pub use tasks::Tasks;
@@ -78,6 +80,8 @@ pub struct Config {
     pub clients: BTreeMap<Name, Client>,
     /// Tasks that they delegate.
     pub tasks: Tasks,
+    /// Replies to agents that delegate over HTTP.
+    pub replies: Replies,
     /// Webhooks going out.
     pub egress: Egress,
     /// Logs and traces.

@@ -5,11 +5,13 @@
 
 pub(crate) mod a2a;
 mod record;
+mod reply;
 mod request;
 mod status;
 mod update;
 
 pub(crate) use record::{Applied, Cause, Record, Step};
+pub(crate) use reply::{Replies, told_status};
 pub(crate) use request::{Defaults, Request};
 pub(crate) use status::Status;
 pub(crate) use update::{Update, callback_body};

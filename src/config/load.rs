@@ -20,7 +20,7 @@ pub(crate) const DEFAULT_FILE: &str = "config/hookbridge.toml";
 const MAX_MISTAKES: usize = 20;
 
 /// The top-level keys.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "shutdown_grace",
     "nats",
     "streams",
@@ -32,6 +32,7 @@ const SECTIONS: [&str; 13] = [
     "callbacks",
     "clients",
     "tasks",
+    "replies",
     "egress",
     "telemetry",
 ];
@@ -99,6 +100,7 @@ pub fn load(layers: &Layers) -> Result<Config, Mistakes> {
         callbacks: reader.section("callbacks"),
         clients: reader.tables("clients"),
         tasks: reader.section("tasks"),
+        replies: reader.section("replies"),
         egress: reader.section("egress"),
         telemetry: reader.section("telemetry"),
     };
@@ -269,6 +271,7 @@ fn rests_on(section: &str) -> &[&str] {
         "callbacks" => &["callbacks"],
         "admin" => &["admin"],
         "tasks" => &["tasks"],
+        "replies" => &["replies", "gateway"],
         _ => &["telemetry"],
     }
 }

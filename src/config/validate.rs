@@ -65,6 +65,10 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
     if config.tasks.max_streams == 0 {
         findings.add("tasks.max_streams", "must be at least 1");
     }
+    config.replies.keys.iter().for_each(|key| check_secret("replies.keys", key, &mut findings));
+    if !config.replies.keys.is_empty() && config.gateway.public_url.is_none() {
+        findings.add("replies.keys", "needs `gateway.public_url`: replies are sent there");
+    }
     egress(config, &mut findings);
     if let Err(error) = config.telemetry.log.parse::<tracing_subscriber::EnvFilter>() {
         findings.add("telemetry.log", error.to_string());

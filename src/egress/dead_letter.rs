@@ -88,8 +88,9 @@ impl<'a> DeadLetter<'a> {
 /// The original's headers, less what NATS would act on again and what only Hookbridge may say.
 pub(super) fn is_original(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    let routing = ["hookbridge-endpoint", "hookbridge-callback-url", "hookbridge-task-id"].contains(&lower.as_str());
-    routing || !(lower.starts_with("nats-") || lower.starts_with("hookbridge-"))
+    let agents = ["hookbridge-endpoint", "hookbridge-callback-url", "hookbridge-task-id", "hookbridge-reply"]
+        .contains(&lower.as_str());
+    agents || !(lower.starts_with("nats-") || lower.starts_with("hookbridge-"))
 }
 
 #[cfg(test)]

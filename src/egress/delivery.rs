@@ -95,7 +95,11 @@ impl Worker {
             }
             Err(NotItsTurn::NotYet(until)) => return Box::pin(self.hold(job, Why::Turn, until)).await,
         }
-        let payload = match self.sender.payload(destination, job.message, job.original.stored).await {
+        let made = match self.registry.now().with_reply(job.message) {
+            Ok(message) => self.sender.payload(destination, &message, job.original.stored).await,
+            Err(refusal) => Err(refusal),
+        };
+        let payload = match made {
             Ok(payload) => payload,
             Err(refusal) => {
                 // The same body would be made of it every time.

@@ -1,5 +1,6 @@
 //! Where deliveries can go, prepared for use: URL, keys, headers and who may.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +10,25 @@ use url::Url;
 
 use super::authorization::Authorization;
 use super::capture::Capture;
+use super::intake::Message;
 use super::interest::Interest;
 use super::payload::Shape;
+use super::reason::{Reason, Refusal};
 use super::retry::Policy;
 use super::signer::Signer;
 use crate::config::{self, AgentPattern, ClientTls, Config, Egress, StreamKind};
 use crate::event::{Name, UrlPrefix, id};
 use crate::outbound::{Client, ClientOptions, Guard, public_url};
 use crate::secret::{KeyError, Reload, SecretEntry};
+use crate::task::Replies;
 
 /// All destinations at one moment.
 #[derive(Clone)]
 pub(crate) struct Destinations {
     pub(super) endpoints: BTreeMap<Name, Arc<Endpoint>>,
     pub(super) callbacks: Arc<Callbacks>,
+    /// What messages need that want a reply.
+    replies: Replies,
     /// The policies of clients that have one of their own.
     clients: Arc<BTreeMap<Name, Arc<Callbacks>>>,
     /// The endpoints that want subjects, in the order of their names, and which they want.
@@ -110,8 +116,10 @@ impl Destinations {
         }
         let all = &config.callbacks;
         let callbacks = callbacks("callbacks.allow", &all.allow, &all.secrets).map_err(in_callbacks)?;
+        let replies = Replies::load(&config.replies.keys, config.gateway.public_url.as_ref());
+        let replies = replies.map_err(|error| ("replies".to_owned(), error))?;
         let (wanting, interest, clients) = (Vec::new(), Interest::default(), Arc::new(clients));
-        Ok(Self { endpoints, callbacks, clients, wanting, interest }.with(&BTreeMap::new()))
+        Ok(Self { endpoints, callbacks, replies, clients, wanting, interest }.with(&BTreeMap::new()))
     }
 
     /// The policy for the callbacks of a client's tasks.
@@ -128,7 +136,16 @@ impl Destinations {
         for (number, endpoint) in wanting.iter().enumerate() {
             endpoint.subjects.iter().for_each(|pattern| interest.add(pattern, number));
         }
-        Self { endpoints, callbacks, clients, wanting, interest }
+        let replies = self.replies.clone();
+        Self { endpoints, callbacks, replies, clients, wanting, interest }
+    }
+
+    /// A message with the URL in its body that calls back to its agent, if it wants a reply.
+    pub(super) fn with_reply<'a>(&self, message: &'a Message) -> Result<Cow<'a, Message>, Refusal> {
+        let Some(task_id) = &message.reply else { return Ok(Cow::Borrowed(message)) };
+        let body = self.replies.put_into(&message.body, &message.agent, task_id);
+        let body = body.map_err(|why| Refusal::new(Reason::Malformed, why))?;
+        Ok(Cow::Owned(Message { body, ..message.clone() }))
     }
 
     /// The endpoints that want a message of this subject and type, in the order of their names.
@@ -144,7 +161,7 @@ impl Destinations {
         let signers = self.endpoints.values().map(|endpoint| &endpoint.signer).chain([&self.callbacks.signer]);
         let signers = signers.chain(self.clients.values().map(|callbacks| &callbacks.signer));
         let authorizing = self.endpoints.values().flat_map(|endpoint| endpoint.authorization.secrets());
-        signers.flat_map(Signer::secrets).chain(clients).chain(authorizing).collect()
+        signers.flat_map(Signer::secrets).chain(clients).chain(authorizing).chain([self.replies.secrets()]).collect()
     }
 }
 

@@ -24,6 +24,8 @@ const ENDPOINT: &str = "Hookbridge-Endpoint";
 const CALLBACK_URL: &str = "Hookbridge-Callback-Url";
 const TASK_ID: &str = "Hookbridge-Task-Id";
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// The header of a message that wants a reply: the agent's own id for what it asks for.
+const REPLY: &str = "Hookbridge-Reply";
 
 /// The content type of a body whose sender does not say: agents mostly speak JSON.
 const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
@@ -65,6 +67,8 @@ pub(super) struct Message {
     pub(super) body: Bytes,
     pub(super) content_type: HeaderValue,
     pub(super) trace: Option<trace::Context>,
+    /// The task, in the agent's own words, that the receiver is to call back for.
+    pub(super) reply: Option<String>,
 }
 
 /// Where a message says that it goes.
@@ -121,6 +125,10 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
             .ok_or_else(|| malformed(format!("content type {text:?} is not what an HTTP header can carry")))?,
         None => DEFAULT_CONTENT_TYPE,
     };
+    let reply = original.headers.get(REPLY).map(str::to_owned);
+    if reply.as_deref().is_some_and(|task_id| !name::is_token(task_id)) {
+        return Err(malformed(format!("header `{REPLY}` must have 1 to 64 of A-Z a-z 0-9 _ -")));
+    }
     let envelope_id = envelope.id.as_deref().filter(|id| !id.is_empty());
     let id = header_id.clone().or_else(|| envelope_id.map(id::message));
     let body = match envelope.payload {
@@ -139,6 +147,7 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
         body,
         content_type,
         trace: trace::Context::read(&original.headers),
+        reply,
     })
 }
 

@@ -224,6 +224,7 @@ mod tests {
             body: Bytes::copy_from_slice(body),
             content_type: HeaderValue::from_static(content_type),
             trace: None,
+            reply: None,
         }
     }
 

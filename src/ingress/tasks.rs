@@ -8,6 +8,7 @@ mod client;
 mod delegate;
 mod error;
 mod follow;
+mod reply;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,12 +34,14 @@ use crate::config::Config;
 use crate::event::Name;
 use crate::listener::Peer;
 use crate::outbound::Guard;
-use crate::task::{Defaults, Record};
+use crate::task::{Defaults, Record, Replies};
 use crate::telemetry::metrics::TaskLabels;
 use client::Client;
 pub(crate) use client::Clients;
 use error::TaskError;
 
+/// How long one confirmation may take.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// How long a host that was checked is believed to be as it was.
 const FORESEEN_FOR: Duration = Duration::from_secs(30);
 /// How many hosts are remembered.
@@ -54,6 +57,9 @@ pub(super) struct Desk {
     defaults: Defaults,
     max_body: usize,
     guard: Guard,
+    replies: Replies,
+    /// How long it is kept that a token of a reply was used.
+    retention: Duration,
     /// Hosts of callbacks that were allowed, and when.
     foreseen: Mutex<BTreeMap<String, SystemTime>>,
     public_url: Option<Url>,
@@ -69,6 +75,7 @@ pub(super) fn router(desk: Desk) -> Router {
         .route("/tasks", any(ask::list))
         .route("/tasks/{task_id}", any(ask::one))
         .route("/tasks/{task_id}/events", any(follow::events))
+        .route("/callbacks/{agent}/{task_id}", any(reply::reply))
         .with_state(Arc::new(desk))
 }
 
@@ -85,11 +92,13 @@ impl Desk {
         let max_body = config.tasks.max_body.unwrap_or(config.gateway.max_body);
         Self {
             receiver,
+            replies: clients.replies(),
             clients,
             agents: config.agents.keys().cloned().collect(),
             defaults: Defaults { deadline: config.tasks.deadline },
             max_body: usize::try_from(max_body.as_u64()).unwrap_or(usize::MAX),
             guard: Guard::new(&config.egress),
+            retention: config.tasks.retention,
             foreseen: Mutex::default(),
             public_url: config.gateway.public_url.clone(),
             streams: Arc::new(Semaphore::new(config.tasks.max_streams.min(Semaphore::MAX_PERMITS))),
@@ -127,9 +136,9 @@ impl Desk {
     }
 
     /// Counts and answers.
-    fn answer(&self, answered: Result<(&Client, &'static str, Response), Refused<'_>>) -> Response {
+    fn answer(&self, answered: Result<(Option<&Client>, &'static str, Response), Refused<'_>>) -> Response {
         let (client, outcome, response) = match answered {
-            Ok((client, outcome, response)) => (Some(client), outcome, response),
+            Ok((client, outcome, response)) => (client, outcome, response),
             Err(Refused { client, error }) => {
                 let outcome = error.as_str();
                 match &error {

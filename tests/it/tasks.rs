@@ -3,6 +3,7 @@
 mod asking;
 mod crashes;
 mod delegating;
+mod replies;
 mod updates;
 
 use serde_json::{Value, json};

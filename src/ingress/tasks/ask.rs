@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::client::Client;
 use super::error::TaskError;
-use super::{Desk, Refused, Visit, json};
+use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
 use crate::broker::{Broker, Outgoing};
 use crate::config::StreamKind;
 use crate::listener::Peer;
@@ -29,8 +29,6 @@ const USUAL: usize = 50;
 const SCANNED: usize = 500;
 /// How long calling off waits for the courier.
 const CALLED_OFF_WITHIN: Duration = Duration::from_secs(3);
-/// How long one confirmation may take.
-const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 
 /// A task as its client sees it.
 #[derive(Serialize)]
@@ -117,7 +115,7 @@ pub(super) async fn one(
                 Method::DELETE => desk.call_off(client, &task_id).await,
                 _ => desk.show(client, &task_id).await,
             };
-            answered.map(|(outcome, response)| (client, outcome, response)).map_err(Refused::of(client))
+            answered.map(|(outcome, response)| (Some(client), outcome, response)).map_err(Refused::of(client))
         }
         Err(refused) => Err(refused),
     };
@@ -132,7 +130,7 @@ pub(super) async fn list(
     let answered = match desk.admit(peer, &[Method::GET], request).await {
         Ok(Visit { client, head, .. }) => {
             let listed = desk.list(client, head.uri.query().unwrap_or_default()).await;
-            listed.map(|response| (client, "listed", response)).map_err(Refused::of(client))
+            listed.map(|response| (Some(client), "listed", response)).map_err(Refused::of(client))
         }
         Err(refused) => Err(refused),
     };

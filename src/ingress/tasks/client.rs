@@ -18,15 +18,17 @@ use crate::event::{Name, Request, UrlPrefix};
 use crate::outbound::public_url;
 use crate::secret::{KeyError, KeyRing, Reload, Secret};
 use crate::signature::{Credential, Inquiry, Profile, Verify, Ways, preset};
+use crate::task::Replies;
 
 /// The preset in which clients sign.
 const FORM: &str = "standard-webhooks";
 
-/// All clients. Cheap to clone.
+/// All who may come with tasks, and with replies to agents. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Clients {
     clients: Arc<Vec<Client>>,
     profile: Arc<Profile>,
+    replies: Replies,
 }
 
 /// Who may delegate tasks.
@@ -52,7 +54,9 @@ impl Clients {
             Client::new(config, name, client, ways.as_ref()).map_err(|error| (format!("clients.{name}"), error))
         };
         let clients = config.clients.iter().map(prepare).collect::<Result<_, _>>()?;
-        Ok(Self { clients: Arc::new(clients), profile: Arc::new(profile) })
+        let replies = Replies::load(&config.replies.keys, config.gateway.public_url.as_ref());
+        let replies = replies.map_err(|error| ("replies".to_owned(), error))?;
+        Ok(Self { clients: Arc::new(clients), profile: Arc::new(profile), replies })
     }
 
     /// Everything that SIGHUP reads again.
@@ -61,7 +65,12 @@ impl Clients {
             let token = client.token.clone().map(|ring| ring as Arc<dyn Reload>);
             [token, client.credentials.clone().map(|ring| ring as Arc<dyn Reload>)]
         };
-        self.clients.iter().flat_map(of).flatten().collect()
+        self.clients.iter().flat_map(of).flatten().chain([self.replies.secrets()]).collect()
+    }
+
+    /// What proves that a reply is one.
+    pub(super) fn replies(&self) -> Replies {
+        self.replies.clone()
     }
 
     /// The client whose token a request brings; none where it brings no token.

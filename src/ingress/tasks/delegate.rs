@@ -1,7 +1,7 @@
 //! `POST /agents/{agent}/tasks`
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::client::Client;
 use super::error::TaskError;
-use super::{Desk, Refused, Visit, json};
+use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
 use crate::broker::{Outgoing, PublishError, Schedule};
 use crate::clock::rfc3339;
 use crate::event::cloud_event::CloudEvent;
@@ -27,8 +27,6 @@ use crate::telemetry::traces;
 
 /// The type of a task as an event.
 const TYPE: &str = "hookbridge.task";
-/// How long one confirmation may take.
-const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 
 /// The task is taken.
 #[derive(Serialize)]
@@ -55,7 +53,7 @@ pub(super) async fn delegate(
     let answered = match desk.admit(peer, &[Method::POST], request).await {
         Ok(visit) => {
             let taken = desk.take(&visit, &agent, &span).await.map_err(Refused::of(visit.client));
-            taken.map(|(outcome, response)| (visit.client, outcome, response))
+            taken.map(|(outcome, response)| (Some(visit.client), outcome, response))
         }
         Err(refused) => Err(refused),
     };

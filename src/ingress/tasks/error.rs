@@ -32,6 +32,8 @@ pub(super) enum TaskError {
     Invalid(String),
     #[error("{0}")]
     Conflict(String),
+    #[error("the task has had its last reply")]
+    Over,
     #[error("too many clients follow a task at once")]
     TooManyStreams,
     #[error("the task is not stored; the same request can be made again")]
@@ -60,6 +62,7 @@ impl TaskError {
             Self::NotAllowed(_) => StatusCode::FORBIDDEN,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Over => StatusCode::GONE,
             Self::Rate(_) | Self::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
             Self::NotStored(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -77,6 +80,7 @@ impl TaskError {
             Self::NotAllowed(_) => "forbidden-agent",
             Self::Invalid(_) => "invalid",
             Self::Conflict(_) => "conflict",
+            Self::Over => "over",
             Self::TooManyStreams => "too-many-streams",
             Self::NotStored(_) => "not-stored",
         }

@@ -42,7 +42,7 @@ pub(super) async fn events(
         Ok(Visit { client, head, .. }) => {
             let last = head.headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().to_owned());
             let followed = desk.clone().follow(client, &task_id, last).await;
-            followed.map(|response| (client, "followed", response)).map_err(Refused::of(client))
+            followed.map(|response| (Some(client), "followed", response)).map_err(Refused::of(client))
         }
         Err(refused) => Err(refused),
     };

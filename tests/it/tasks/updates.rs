@@ -207,3 +207,41 @@ async fn a_dead_callback_can_be_replayed_and_the_state_stays_as_it_is() {
         ("u-1", &br#"{"status":"completed","task_id":"t-1"}"#[..])
     );
 }
+
+#[tokio::test]
+async fn a_client_that_speaks_a2a_is_told_in_its_own_shape() {
+    let mut office = Office::open().await;
+    let url = office.receiver.url("/a2a");
+    let nested = json!({"pushNotificationConfig": {
+        "url": url, "token": "tok", "authentication": {"schemes": ["Bearer"], "credentials": "cred"}
+    }});
+    let flat = json!({"url": url, "token": "tok", "authentication": {"scheme": "Bearer", "credentials": "cred"}});
+    for (task, configuration) in [("t-0", nested), ("t-1", json!({"taskPushNotificationConfig": flat}))] {
+        let body = json!({"task_id": task, "message": {"contextId": "c-1"}, "configuration": configuration});
+        let taken = office.hookbridge.post("/agents/planner/tasks", &[super::SHOP], body.to_string()).await;
+        taken.assert_status(202);
+        let said = json!({"task_id": task, "status": "working", "message": "half", "progress": 0.5});
+        office.say("planner", &format!("u-{task}-1"), said).await;
+        let told = office.receiver.next().await;
+        assert_eq!((told.path.as_str(), told.header("content-type")), ("/a2a", "application/a2a+json"));
+        for (name, value) in
+            [("x-a2a-notification-token", "tok"), ("a2a-notification-token", "tok"), ("authorization", "Bearer cred")]
+        {
+            assert_eq!(told.header(name), value, "{name}");
+        }
+        assert!(told.header("webhook-signature").starts_with("v1,"));
+        let update: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
+        assert_eq!(update.as_object().unwrap().keys().collect::<Vec<_>>(), ["statusUpdate"]);
+        let update = &update["statusUpdate"];
+        assert_eq!((&update["taskId"], &update["contextId"]), (&json!(task), &json!("c-1")));
+        assert_eq!(update["status"]["state"], "TASK_STATE_WORKING");
+        office
+            .say("planner", &format!("u-{task}-2"), json!({"task_id": task, "status": "completed", "result": {"x": 1}}))
+            .await;
+        let ended = office.told().await;
+        assert_eq!(ended["task"]["status"]["state"], "TASK_STATE_COMPLETED");
+        assert_eq!(ended["task"]["artifacts"][0]["parts"][0]["data"], json!({"x": 1}));
+    }
+    let shown = office.get("/tasks/t-1").await.text();
+    assert!(!shown.contains("cred") && !shown.contains("tok\""), "{shown}");
+}
