@@ -17,14 +17,16 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::broker::{Broker, Consumer, Outgoing, Received};
+use crate::broker::{Broker, Consumer, Outgoing, PublishError, Received};
 use crate::config::{Endpoint, StreamKind};
 use crate::event::headers::Headers;
 use crate::event::{Place, Request, trace};
 use crate::secret::{KeyError, KeyRing};
 use crate::signature::profile::Naming;
 use crate::signature::{Credential, Inquiry, SigningForm, Ways};
+use crate::task::TASK_ID;
 
 /// The agent's name, and the source and endpoint that it serves.
 pub(crate) const NAME: &str = "demo";
@@ -38,29 +40,58 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// Says what happens, in lines for a person.
 pub(crate) type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Answers every event until stopped.
+/// Answers every event and works on every task until stopped.
 pub(crate) async fn agent(broker: Broker, say: Say, stop: CancellationToken) {
-    let consumer = Consumer::new(broker.clone(), StreamKind::Events, NAME.to_owned(), SLOTS, ROOM);
-    let tasks = tokio_util::task::TaskTracker::new();
-    let answer = |event: Received, slot| {
+    let under_way = TaskTracker::new();
+    tokio::join!(
+        take(StreamKind::Events, &broker, &say, &stop, &under_way),
+        take(StreamKind::Tasks, &broker, &say, &stop, &under_way),
+    );
+    under_way.close();
+    under_way.wait().await;
+}
+
+async fn take(stream: StreamKind, broker: &Broker, say: &Say, stop: &CancellationToken, under_way: &TaskTracker) {
+    let durable = Consumer::new(broker.clone(), stream, NAME.to_owned(), SLOTS, ROOM);
+    let take = |message: Received, slot| {
         let (broker, say) = (broker.clone(), say.clone());
-        tasks.spawn(async move {
-            match answer(&broker, &event, &say).await {
-                Ok(()) => event.ack().await,
+        under_way.spawn(async move {
+            let done = match stream {
+                StreamKind::Tasks => work(&broker, &message, &say).await,
+                _ => answer(&broker, &message, &say).await,
+            };
+            match done {
+                Ok(()) => message.ack().await,
                 Err(error) => {
                     say(&format!("agent     could not answer, will try again: {error}"));
-                    event.give_back(Duration::from_secs(1)).await;
+                    message.give_back(Duration::from_secs(1)).await;
                 }
             }
             drop(slot);
         });
     };
-    consumer.run(&stop, answer).await;
-    tasks.close();
-    tasks.wait().await;
+    durable.run(stop, take).await;
 }
 
-async fn answer(broker: &Broker, event: &Received, say: &Say) -> Result<(), crate::broker::PublishError> {
+/// Does what a client delegated: says that it has begun, and then what it has found.
+async fn work(broker: &Broker, task: &Received, say: &Say) -> Result<(), PublishError> {
+    let task_id = task.headers.get(TASK_ID).unwrap_or_default();
+    say(&format!("agent     got task {task_id}"));
+    let asked: Value = serde_json::from_slice(&task.payload).unwrap_or(Value::Null);
+    let begun = json!({ "task_id": task_id, "status": "working", "progress": 0.5, "message": "thinking" });
+    let done = json!({ "task_id": task_id, "status": "completed", "result": { "answer": "done", "you_said": asked } });
+    for (step, update) in [("begun", begun), ("done", done)] {
+        let mut headers = Headers::default();
+        headers.push("content-type", "application/json");
+        let message_id = format!("{NAME}-{task_id}-{step}");
+        let (subject, payload) = (format!("outbox.{NAME}"), update.to_string().into());
+        broker.publish(&Outgoing { subject, headers, payload, message_id: Some(message_id) }, CONFIRM_WITHIN).await?;
+    }
+    say(&format!("agent     finished task {task_id}"));
+    Ok(())
+}
+
+async fn answer(broker: &Broker, event: &Received, say: &Say) -> Result<(), PublishError> {
     let id = event.headers.get("ce-id").unwrap_or_default();
     let body: Value = serde_json::from_slice(&event.payload).unwrap_or(Value::Null);
     say(&format!("agent     got {} (id {id})", event.subject));

@@ -199,6 +199,7 @@ fn destinations(config: &Config) {
         ends(&config.callbacks.secrets);
         config.callbacks.tls.iter().for_each(|tls| say(&format!("          TLS: {}", own_tls(tls))));
     }
+    clients(config);
     reach(config);
     let egress = &config.egress;
     say(&format!("retries   {}", retries(&egress.retry)));
@@ -209,6 +210,36 @@ fn destinations(config: &Config) {
     say(&format!("each      {} at once, {rate}; {breaker}", egress.max_concurrent));
     let keys = if egress.seal_keys.is_empty() { "none: set egress.seal_keys" } else { "sealed" };
     say(&format!("run time  endpoints {keys}"));
+}
+
+/// Who may delegate tasks, and what holds for these.
+fn clients(config: &Config) {
+    if !config.clients.is_empty() {
+        say(&format!("\n{}", count(config.clients.len(), "client")));
+    }
+    for (name, client) in &config.clients {
+        let proof = if client.token.is_some() { "token".to_owned() } else { count(client.secrets.len(), "secret") };
+        let rate = client.rate.map_or("no rate".to_owned(), |rate| format!("rate {rate}"));
+        say(&format!("  {name}: by {proof}; agents {}; {rate}", agent_list(&client.agents)));
+        let urls = match client.callback_urls.is_empty() {
+            true => "as callbacks".to_owned(),
+            false => list(&client.callback_urls),
+        };
+        let secrets = if client.callback_secrets.is_empty() { "as callbacks" } else { "with secrets of its own" };
+        say(&format!("    called back at {urls}; signed {secrets}"));
+        ends(&client.secrets);
+        ends(&client.callback_secrets);
+    }
+    if !config.clients.is_empty() {
+        let kept = humantime::format_duration(config.tasks.retention);
+        let deadline = config.tasks.deadline.map(humantime::format_duration);
+        let deadline = deadline.map_or("no deadline".to_owned(), |deadline| format!("deadline {deadline}"));
+        say(&format!("tasks     {deadline} unless they bring one; kept {kept} after their end"));
+    }
+    if let Some(url) = config.gateway.public_url.as_ref().filter(|_| !config.replies.keys.is_empty()) {
+        let base = url.as_str().trim_end_matches('/');
+        say(&format!("replies   to agents at {base}/callbacks/<agent>/<task id>"));
+    }
 }
 
 fn signed_as(forms: &[SignatureForm]) {
