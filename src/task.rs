@@ -4,13 +4,14 @@
 //! of a task ([`record`]). The gateway makes records, the courier alone changes them.
 
 pub(crate) mod a2a;
+mod object;
 mod record;
 mod reply;
 mod request;
 mod status;
 mod update;
 
-pub(crate) use record::{Applied, Cause, Record, Step};
+pub(crate) use record::{Applied, Cause, Record, SHOWN, Step, Telling};
 pub(crate) use reply::{Replies, told_status};
 pub(crate) use request::{Defaults, Request};
 pub(crate) use status::Status;

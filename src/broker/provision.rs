@@ -204,7 +204,7 @@ pub(crate) async fn differences(
         mild.extend(stream(jetstream, plan, plan.stream_config(*kind, limits), *kind, create).await?);
     }
     for bucket in plan.buckets() {
-        mild.extend(self::bucket(jetstream, plan, bucket, create).await?);
+        mild.extend(self::bucket(jetstream, bucket, create).await?);
     }
     for durable in &plan.durables {
         mild.extend(self::durable(jetstream, plan, durable, create).await?);
@@ -319,12 +319,7 @@ fn show_span(nanos: u128) -> String {
     humantime::format_duration(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).to_string()
 }
 
-async fn bucket(
-    jetstream: &jetstream::Context,
-    plan: &Plan,
-    wanted: kv::Config,
-    create: bool,
-) -> Result<Option<String>, Problem> {
+async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool) -> Result<Option<String>, Problem> {
     let what = format!("bucket {}", wanted.bucket);
     match jetstream.get_stream(format!("KV_{}", wanted.bucket)).await {
         Ok(stream) => {
@@ -337,7 +332,8 @@ async fn bucket(
                 details.push("its storage is not File".to_owned());
             }
             if wanted.limit_markers.is_some() && !found.allow_message_ttl {
-                if plan.update && create && details.is_empty() {
+                // Nobody but Hookbridge has a use for this bucket, and it keeps all that it has.
+                if create && details.is_empty() {
                     tracing::info!("Updating {what}: single values may have an end");
                     let updated = StreamConfig {
                         allow_message_ttl: true,
@@ -347,7 +343,8 @@ async fn bucket(
                     let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
                     return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(&error));
                 }
-                details.push("it allows no TTL for single values; what has ended would be kept for ever".to_owned());
+                let why = "allows no TTL for single values yet, which the next start changes";
+                return Ok(Some(format!("{what} {why}")));
             }
             if details.is_empty() { Ok(None) } else { Err(Problem::Differs(Differences { what, details })) }
         }

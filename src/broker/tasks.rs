@@ -23,6 +23,8 @@ const MARKER: &str = "Nats-Marker-Reason";
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// How long a page may take.
 const PAGE_WITHIN: Duration = Duration::from_secs(5);
+/// Room for subject and headers of a message that is pulled.
+const PULL_OVERHEAD: usize = 64 * 1024;
 /// How long the server keeps a reader's place that was not given back.
 const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,11 @@ impl Broker {
     ///
     /// A replica may lag behind, so only the leader's word counts for a no.
     pub(crate) async fn task(&self, key: &str) -> Result<Option<Kept>, ReadError> {
+        let found = self.last_of(key).await?.filter(is_value);
+        Ok(found.map(|found| Kept { value: found.payload, revision: found.sequence }))
+    }
+
+    async fn last_of(&self, key: &str) -> Result<Option<StoredMessage>, ReadError> {
         let (stream, subject) = (self.tasks().await?, self.task_subject(key));
         let found = match stream.direct_get_last_for_subject(&subject).await {
             Ok(message) => Some(message),
@@ -61,8 +68,7 @@ impl Broker {
             }
             Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
         };
-        let found = found.map(|message| stored(&self.names, message)).filter(is_value);
-        Ok(found.map(|found| Kept { value: found.payload, revision: found.sequence }))
+        Ok(found.map(|message| stored(&self.names, message)))
     }
 
     /// Writes a key that has this revision; 0 for one that is not there. With `ends`, the value is forgotten after
@@ -90,12 +96,17 @@ impl Broker {
         }
     }
 
-    /// Publishes a message on a subject that has none yet. `false` where it has one.
-    pub(crate) async fn publish_first(&self, outgoing: &Outgoing, wait: Duration) -> Result<bool, PublishError> {
+    /// Publishes a message on a subject whose last one has this sequence; 0 for none. `false` where it has another.
+    pub(crate) async fn publish_after(
+        &self,
+        outgoing: &Outgoing,
+        last: u64,
+        wait: Duration,
+    ) -> Result<bool, PublishError> {
         if self.is_ready().is_none() {
             return Err(PublishError::NotReady(self.link()));
         }
-        let message = outgoing.message().expected_last_subject_sequence(0);
+        let message = outgoing.message().expected_last_subject_sequence(last);
         match confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await {
             Ok(_) => Ok(true),
             Err(PublishError::Occupied) => Ok(false),
@@ -103,8 +114,21 @@ impl Broker {
         }
     }
 
-    /// The next values at or after a sequence, at most so many, in the order in which they were written.
-    pub(crate) async fn tasks_from(&self, sequence: u64, most: usize) -> Result<Vec<StoredMessage>, ReadError> {
+    /// What stands under a key: a value, or none and what was left when it was removed or had its end. The revision is
+    /// the one that [`Broker::write_task`] wants; 0 for nothing at all.
+    pub(crate) async fn task_entry(&self, key: &str) -> Result<(Option<Bytes>, u64), ReadError> {
+        let found = self.last_of(key).await?;
+        Ok(found.map_or((None, 0), |found| (is_value(&found).then(|| found.payload.clone()), found.sequence)))
+    }
+
+    /// The next values at or after a sequence, at most so many and so many bytes, in the order in which they were
+    /// written, and whether there may be more.
+    pub(crate) async fn tasks_from(
+        &self,
+        sequence: u64,
+        most: usize,
+        most_bytes: usize,
+    ) -> Result<(Vec<StoredMessage>, bool), ReadError> {
         let failed = |error: &dyn std::fmt::Display| ReadError::new(StreamKind::Tasks, error);
         let stream = self.tasks().await?;
         let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: sequence.max(1) };
@@ -118,13 +142,22 @@ impl Broker {
         };
         let reading = async {
             let consumer = stream.create_consumer(place).await.map_err(|error| failed(&error))?;
-            let page = consumer.fetch().max_messages(most).messages().await.map_err(|error| failed(&error));
-            let mut found = Vec::new();
+            // One value is never larger than a message; less would end a page before its first.
+            let most_bytes = most_bytes.max(self.max_payload() + PULL_OVERHEAD);
+            let page = consumer
+                .fetch()
+                .max_messages(most)
+                .max_bytes(most_bytes)
+                .messages()
+                .await
+                .map_err(|error| failed(&error));
+            let (mut found, mut pending) = (Vec::new(), 0);
             match page {
                 Ok(mut page) => {
                     while let Some(message) = page.next().await {
                         let message = message.map_err(|error| failed(&error))?;
                         let info = message.info().map_err(|error| failed(&error))?;
+                        pending = info.pending;
                         found.push(StoredMessage {
                             subject: message.subject.to_string(),
                             sequence: info.stream_sequence,
@@ -138,7 +171,7 @@ impl Broker {
             }
             // If this fails, the server forgets the place by itself.
             drop(stream.delete_consumer(&consumer.cached_info().name).await);
-            Ok(found)
+            Ok((found, pending > 0))
         };
         let found = tokio::time::timeout(PAGE_WITHIN, reading).await;
         found.map_err(|_| failed(&"NATS does not answer"))?

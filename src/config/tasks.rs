@@ -17,7 +17,7 @@ pub struct Tasks {
     pub deadline: Option<Duration>,
     /// The largest task; `gateway.max_body` by default.
     pub max_body: Option<ByteSize>,
-    /// Clients that follow a task (`GET /tasks/{id}/events`) at once.
+    /// How many tasks each client may follow (`GET /tasks/{id}/events`) at once.
     pub max_streams: usize,
 }
 

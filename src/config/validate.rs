@@ -1,6 +1,7 @@
 //! What can be read and still cannot work.
 
 mod sending;
+mod tasks;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,7 +11,7 @@ use http::{HeaderName, Method};
 use url::Url;
 
 use super::load::{Mistake, nearest};
-use super::{Breaker, Client, ClientTls, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
+use super::{Breaker, ClientTls, Config, Egress, Endpoint, SignatureForm, Source, StreamKind, signing};
 use crate::event::{Name, Place, UrlPrefix, subject};
 use crate::secret::{KeyRing, SecretEntry, SecretRef};
 use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
@@ -18,8 +19,6 @@ use crate::signature::{Handshake, Profile, Scheme, Verify, Ways, preset};
 /// Room for the headers of a message beside its body, under the server's `max_payload`.
 pub(crate) const HEADER_ROOM: u64 = 64 * 1024;
 
-/// The shortest time that the state of a task is kept.
-const LEAST_RETENTION: Duration = Duration::from_secs(60);
 /// Headers that every delivery carries, so that a signature can cover them.
 const CARRIED: [HeaderName; 4] = [
     http::header::CONTENT_TYPE,
@@ -53,22 +52,7 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
         findings.0.extend(endpoint_mistakes(config, name, endpoint));
     }
     callbacks(config, &mut findings);
-    for (name, client) in &config.clients {
-        self::client(&format!("clients.{name}"), client, &mut findings);
-    }
-    if config.tasks.retention < LEAST_RETENTION {
-        findings.add("tasks.retention", "is shorter than a minute: nobody could ask what became of a task");
-    }
-    if config.tasks.deadline.is_some_and(|deadline| deadline.is_zero()) {
-        findings.add("tasks.deadline", "must be more than nothing");
-    }
-    if config.tasks.max_streams == 0 {
-        findings.add("tasks.max_streams", "must be at least 1");
-    }
-    config.replies.keys.iter().for_each(|key| check_secret("replies.keys", key, &mut findings));
-    if !config.replies.keys.is_empty() && config.gateway.public_url.is_none() {
-        findings.add("replies.keys", "needs `gateway.public_url`: replies are sent there");
-    }
+    tasks::tasks(config, &mut findings);
     egress(config, &mut findings);
     if let Err(error) = config.telemetry.log.parse::<tracing_subscriber::EnvFilter>() {
         findings.add("telemetry.log", error.to_string());
@@ -77,21 +61,6 @@ pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
         check_secret("admin.token", token, &mut findings);
     }
     findings.0
-}
-
-fn client(table: &str, client: &Client, findings: &mut Findings) {
-    if client.token.is_some() != client.secrets.is_empty() {
-        findings.add(table, "needs either `token` or `secrets`");
-    }
-    client.token.iter().for_each(|token| check_secret(&format!("{table}.token"), token, findings));
-    // The keys of Standard Webhooks have a form.
-    for (key, secrets) in [("secrets", &client.secrets), ("callback_secrets", &client.callback_secrets)] {
-        secrets.iter().for_each(|secret| check_secret(&format!("{table}.{key}"), secret.reference(), findings));
-        all_ended(&format!("{table}.{key}"), secrets, findings);
-    }
-    if client.agents.is_empty() {
-        findings.add(format!("{table}.agents"), "is empty: the client could delegate to nobody");
-    }
 }
 
 /// What is wrong with one endpoint under this configuration, of which it need not be part.
@@ -531,6 +500,11 @@ pub fn warnings(config: &Config) -> Vec<String> {
     }
     if !config.clients.is_empty() && config.agents.is_empty() {
         warnings.push("clients: no agent is configured, so there is nobody to delegate to".to_owned());
+    }
+    for (name, client) in &config.clients {
+        if client.callback_urls.iter().any(UrlPrefix::is_any) {
+            warnings.push(format!("clients.{name}.callback_urls: \"*\" lets it have any public address called back"));
+        }
     }
     if config.callbacks.allow.iter().any(UrlPrefix::is_any) {
         warnings.push("callbacks.allow: \"*\" lets an agent send to any public address".to_owned());

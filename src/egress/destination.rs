@@ -29,7 +29,7 @@ pub(crate) struct Destinations {
     pub(super) callbacks: Arc<Callbacks>,
     /// What messages need that want a reply.
     replies: Replies,
-    /// The policies of clients that have one of their own.
+    /// The policies for the callbacks of each client.
     clients: Arc<BTreeMap<Name, Arc<Callbacks>>>,
     /// The endpoints that want subjects, in the order of their names, and which they want.
     wanting: Vec<Arc<Endpoint>>,
@@ -122,9 +122,9 @@ impl Destinations {
         Ok(Self { endpoints, callbacks, replies, clients, wanting, interest }.with(&BTreeMap::new()))
     }
 
-    /// The policy for the callbacks of a client's tasks.
-    pub(super) fn callbacks_of(&self, client: &str) -> Arc<Callbacks> {
-        self.clients.get(client).unwrap_or(&self.callbacks).clone()
+    /// The policy for the callbacks of a client's tasks, while there is such a client.
+    pub(super) fn callbacks_of(&self, client: &str) -> Option<Arc<Callbacks>> {
+        self.clients.get(client).cloned()
     }
 
     /// These, and further endpoints.

@@ -19,10 +19,10 @@ use super::reason::{Reason, Refusal};
 use super::replay::Replayed;
 use crate::event::headers::Headers;
 use crate::event::{cloud_event, id, name, subject, trace};
+use crate::task::TASK_ID;
 
 const ENDPOINT: &str = "Hookbridge-Endpoint";
 const CALLBACK_URL: &str = "Hookbridge-Callback-Url";
-const TASK_ID: &str = "Hookbridge-Task-Id";
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// The header of a message that wants a reply: the agent's own id for what it asks for.
 const REPLY: &str = "Hookbridge-Reply";

@@ -126,9 +126,19 @@ pub(super) fn progress(receipt: &StoredMessage, sequence: u64) -> Option<Progres
     (about == sequence).then_some(progress)
 }
 
-/// When the next attempt is due that a stored receipt tells of, if it is about this outbox message and there is one.
-pub(super) fn due_of(receipt: &StoredMessage, sequence: u64) -> Option<SystemTime> {
-    progress(receipt, sequence).and_then(|progress| progress.due())
+/// How far a delivery is, by the last word on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastWord {
+    /// Nothing more comes of it by itself.
+    pub(super) is_over: bool,
+    /// Attempts made.
+    pub(super) attempt: u32,
+}
+
+/// What the last of all receipts of a delivery says, if it is about this outbox message.
+pub(super) fn state(receipt: &StoredMessage, sequence: u64) -> Option<LastWord> {
+    let is_over = receipt.subject.split('.').nth(2) != Some(Status::Retrying.as_str());
+    attempt_of(receipt, sequence).map(|attempt| LastWord { is_over, attempt })
 }
 
 /// The attempt that a stored receipt tells of, if it is about this outbox message.

@@ -71,6 +71,12 @@ impl Route {
         }
     }
 
+    /// The route of what says nothing any more.
+    pub(super) fn superseded(delivery_id: &str, detail: String) -> Self {
+        let nowhere = Self::nowhere(delivery_id.to_owned(), Refusal::new(Reason::Illegal, detail.as_str()));
+        Self { superseded: Some(detail), ..nowhere }
+    }
+
     /// The route of a message that has no destination.
     pub(super) fn nowhere(delivery_id: String, refusal: Refusal) -> Self {
         let (public_name, metric_name) = (String::new(), String::new());

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
+/// The most updates of one task in hand: what is over waits in the stream, and takes no slot from other tasks.
+const LONGEST: usize = 32;
+
 /// All lanes of a courier. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Turns(Arc<Mutex<HashMap<String, Arc<Lane>>>>);
@@ -23,7 +26,8 @@ struct Lane {
 pub(super) struct Turn {
     turns: Turns,
     task_id: String,
-    lane: Arc<Lane>,
+    /// Nothing but while it is being dropped.
+    lane: Option<Arc<Lane>>,
     state: Option<Place>,
     callback: Place,
 }
@@ -35,10 +39,11 @@ enum Place {
 }
 
 impl Turns {
-    /// Takes the next place in the lane of a task.
-    pub(super) fn take(&self, task_id: &str) -> Turn {
+    /// Takes the next place in the lane of a task; none where too many wait there.
+    pub(super) fn take(&self, task_id: &str) -> Option<Turn> {
         let mut lanes = self.lanes();
         let lane = match lanes.get(task_id) {
+            Some(lane) if Arc::strong_count(lane) > LONGEST => return None,
             Some(lane) => lane.clone(),
             None => {
                 let one = || Arc::new(Semaphore::new(1));
@@ -50,7 +55,7 @@ impl Turns {
         // Under the lock, so that both queues have one order.
         let (state, callback) = (Some(Place::take(&lane.state)), Place::take(&lane.callback));
         drop(lanes);
-        Turn { turns: self.clone(), task_id: task_id.to_owned(), lane, state, callback }
+        Some(Turn { turns: self.clone(), task_id: task_id.to_owned(), lane: Some(lane), state, callback })
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashMap<String, Arc<Lane>>> {
@@ -98,8 +103,9 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut lanes = self.turns.lanes();
-        // The map's own and this one.
-        if Arc::strong_count(&self.lane) == 2 {
+        // Under the lock, so that the last one sees that it is.
+        drop(self.lane.take());
+        if lanes.get(&self.task_id).is_some_and(|lane| Arc::strong_count(lane) == 1) {
             lanes.remove(&self.task_id);
         }
     }
@@ -112,10 +118,11 @@ mod tests {
     #[tokio::test]
     async fn places_are_in_the_order_in_which_they_were_taken() {
         let turns = Turns::default();
-        let (mut first, mut second, mut third) = (turns.take("t"), turns.take("t"), turns.take("t"));
+        let (mut first, mut second, mut third) =
+            (turns.take("t").unwrap(), turns.take("t").unwrap(), turns.take("t").unwrap());
         assert!(!third.wait_to_tell(Duration::ZERO).await && !second.wait_to_tell(Duration::ZERO).await);
         assert!(first.wait_to_tell(Duration::ZERO).await);
-        assert!(turns.take("other").wait_to_tell(Duration::ZERO).await, "another task waits for nobody");
+        assert!(turns.take("other").unwrap().wait_to_tell(Duration::ZERO).await, "another task waits for nobody");
         // Who leaves while somebody is being told lets nobody overtake.
         drop(second);
         assert!(!third.wait_to_tell(Duration::ZERO).await);
@@ -126,7 +133,7 @@ mod tests {
     #[tokio::test]
     async fn applying_goes_on_while_telling_waits() {
         let turns = Turns::default();
-        let (mut first, mut second) = (turns.take("t"), turns.take("t"));
+        let (mut first, mut second) = (turns.take("t").unwrap(), turns.take("t").unwrap());
         first.wait_to_apply().await;
         first.applied();
         second.wait_to_apply().await;
@@ -136,9 +143,12 @@ mod tests {
     #[tokio::test]
     async fn a_lane_that_nobody_is_in_is_forgotten() {
         let turns = Turns::default();
-        let (first, second) = (turns.take("t"), turns.take("t"));
+        let (first, second) = (turns.take("t").unwrap(), turns.take("t").unwrap());
         drop(second);
         assert_eq!(turns.lanes().len(), 1);
+        let many: Vec<_> = std::iter::from_fn(|| turns.take("t")).take(1000).collect();
+        assert_eq!(many.len(), LONGEST - 1, "a lane is bounded");
+        drop(many);
         drop(first);
         assert_eq!(turns.lanes().len(), 0);
     }

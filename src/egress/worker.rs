@@ -19,6 +19,7 @@ use super::registry::Registry;
 use super::route::{self, Route};
 use super::send::Sender;
 use super::standing::Standings;
+use super::task::Lane;
 use super::turns::{Turn, Turns};
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
@@ -153,16 +154,15 @@ impl Worker {
     }
 
     /// Deals with a message of OUTBOX.
-    pub(super) async fn outbox(&self, received: &Received, turn: Option<Turn>) -> Answer {
+    pub(super) async fn outbox(&self, received: &Received, lane: Lane) -> Answer {
         let in_doubt = self.in_doubt(received);
         let original = self.received(received);
         let message = match intake::understand(&original) {
             Ok(message) => message,
             Err(malformed) => return Box::pin(self.bury_malformed(&original, &malformed, in_doubt)).await,
         };
-        if let Target::Task(task_id) = &message.target {
-            let turn = turn.unwrap_or_else(|| self.turns.take(task_id));
-            return Box::pin(self.update(&original, message, turn, 1, None, in_doubt)).await;
+        if let Target::Task(_) = &message.target {
+            return Box::pin(self.update(&original, message, lane, 1, None, in_doubt)).await;
         }
         let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
@@ -196,11 +196,10 @@ impl Worker {
         }
         match self.resolve(&pointer).await {
             Resolved::Delivery { original, message, route: None } => {
-                let turn = match &message.target {
-                    Target::Task(task_id) => self.turns.take(task_id),
-                    _ => return self.forged(received, "it points to a message without a destination"),
-                };
-                self.update(&original, *message, turn, pointer.attempt, pointer.held, true).await
+                if message.id != pointer.delivery_id {
+                    return self.forged(received, "it points to another delivery than the message has");
+                }
+                self.update(&original, *message, Lane::None, pointer.attempt, pointer.held, true).await
             }
             Resolved::Delivery { original, message, route: Some(route) } => {
                 let (attempt, route) = (pointer.attempt, &route);

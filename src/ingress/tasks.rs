@@ -42,6 +42,10 @@ use error::TaskError;
 
 /// How long one confirmation may take.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+/// Lists that are made at once.
+const LISTS: usize = 8;
+/// The largest body of a request that only names a task.
+const MAX_NAMED: usize = 1024;
 /// How long a host that was checked is believed to be as it was.
 const FORESEEN_FOR: Duration = Duration::from_secs(30);
 /// How many hosts are remembered.
@@ -63,8 +67,8 @@ pub(super) struct Desk {
     /// Hosts of callbacks that were allowed, and when.
     foreseen: Mutex<BTreeMap<String, SystemTime>>,
     public_url: Option<Url>,
-    /// Places for those who follow a task.
-    streams: Arc<Semaphore>,
+    /// Places for lists, which hold many states at once.
+    lists: Semaphore,
     stop: CancellationToken,
 }
 
@@ -101,7 +105,7 @@ impl Desk {
             retention: config.tasks.retention,
             foreseen: Mutex::default(),
             public_url: config.gateway.public_url.clone(),
-            streams: Arc::new(Semaphore::new(config.tasks.max_streams.min(Semaphore::MAX_PERMITS))),
+            lists: Semaphore::new(LISTS),
             stop,
         }
     }
@@ -120,7 +124,11 @@ impl Desk {
         if !allowed.contains(&head.method) {
             return Err(stranger(TaskError::Method { allowed: allowed.to_vec() }));
         }
-        let limit = if head.method == Method::POST { self.max_body.min(self.receiver.room()) } else { 0 };
+        let limit = match head.method {
+            Method::POST => self.max_body.min(self.receiver.room()),
+            Method::DELETE => MAX_NAMED,
+            _ => 0,
+        };
         self.receiver.check_size(&head.headers, limit).map_err(|error| stranger(error.into()))?;
         self.receiver.check_stranger(sender).map_err(|error| stranger(error.into()))?;
         // A token is looked at before anything is read; a signature covers the body.

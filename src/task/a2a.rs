@@ -19,6 +19,8 @@ use url::Url;
 
 use crate::clock::rfc3339;
 
+/// The longest token, and the longest credentials: they are kept with the state and sent as headers.
+const MAX_HEADER: usize = 4096;
 /// What a push notification is labelled with.
 pub(crate) const CONTENT_TYPE: &str = "application/a2a+json";
 
@@ -295,6 +297,7 @@ fn token<'a>(path: &str, key: &str, scheme: &'a str) -> Result<&'a str, String> 
 fn header_value(path: &str, value: String) -> Result<String, String> {
     // Blanks around a value are not part of it, so they would not arrive.
     match HeaderValue::from_str(&value) {
+        Ok(_) if value.len() > MAX_HEADER => Err(format!("`{path}` is longer than {MAX_HEADER} bytes")),
         Ok(_) if value.trim() == value => Ok(value),
         _ => Err(format!("`{path}` is not what an HTTP header can carry")),
     }

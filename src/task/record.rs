@@ -11,11 +11,11 @@ use super::{Status, Update};
 use crate::clock::rfc3339;
 
 /// The most bytes of an update that are kept in the record; the rest stays in the agent's message.
-pub(crate) const INLINE: usize = 8 * 1024;
+const INLINE: usize = 8 * 1024;
 /// The most moves that are kept; of those between, the oldest are left out.
 const MAX_HISTORY: usize = 64;
 /// The fields of an update that the record shows.
-const SHOWN: [&str; 4] = ["progress", "message", "result", "error"];
+pub(crate) const SHOWN: [&str; 4] = ["progress", "message", "result", "error"];
 
 /// Where a client wants to hear of its task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,9 +38,25 @@ pub(crate) struct Step {
     /// The delivery of its callback, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) delivery: Option<String>,
-    /// The process that wrote it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) by: String,
+}
+
+/// Who is telling the client something now, and until when nobody else may.
+///
+/// Written before an attempt, so that of all couriers together one tells at a time, and nobody tells what is old news.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Telling {
+    /// The outbox message whose callback it is, and its delivery.
+    pub(crate) sequence: u64,
+    pub(crate) delivery: String,
+    pub(crate) attempt: u32,
+    pub(crate) until: String,
+}
+
+impl Telling {
+    /// Whether its time is over.
+    pub(crate) fn is_over(&self, now: SystemTime) -> bool {
+        humantime::parse_rfc3339(&self.until).is_ok_and(|until| until < now)
+    }
 }
 
 /// All that is known of a task.
@@ -70,6 +86,9 @@ pub(crate) struct Record {
     /// Whether what was said last is too large to be kept here: it is in OUTBOX, at `sequence`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) large: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) telling: Option<Telling>,
+    /// The moves, in the order in which they were made.
     pub(crate) history: Vec<Step>,
 }
 
@@ -81,8 +100,6 @@ pub(crate) struct Cause<'a> {
     pub(crate) sequence: u64,
     /// The id that its callback would have.
     pub(crate) delivery: &'a str,
-    /// The process that handles it.
-    pub(crate) by: &'a str,
     pub(crate) now: SystemTime,
 }
 
@@ -110,7 +127,9 @@ impl Record {
         if self.step(cause.sequence).is_some() {
             return Applied::Repeat;
         }
-        if cause.sequence < self.sequence {
+        // What ends a task ends it whenever it comes; what does not is old news after a later word.
+        let is_late = self.history.iter().any(|step| step.sequence > cause.sequence);
+        if is_late && !update.status.is_terminal() {
             return Applied::Superseded;
         }
         if !self.status.may_become(update.status) {
@@ -120,13 +139,14 @@ impl Record {
         let (said, large) = said(update);
         let at = rfc3339(cause.now);
         let delivery = self.wants(update.status).then(|| cause.delivery.to_owned());
-        let (status, sequence, by) = (update.status, cause.sequence, cause.by.to_owned());
+        let (status, sequence) = (update.status, cause.sequence);
         let mut history = self.history.clone();
         if history.len() >= MAX_HISTORY {
-            // How it began stays.
-            history.remove(1);
+            // How it began stays, and of the rest what the client hears of.
+            let untold = history.iter().skip(1).position(|step| step.delivery.is_none());
+            history.remove(1 + untold.unwrap_or(0));
         }
-        history.push(Step { status, at: at.clone(), sequence, delivery, by });
+        history.push(Step { status, at: at.clone(), sequence, delivery });
         Applied::Moved(Box::new(Self { status, updated_at: at, sequence, said, large, history, ..self.clone() }))
     }
 
@@ -135,16 +155,12 @@ impl Record {
         self.history.iter().find(|step| step.sequence == sequence && sequence > 0)
     }
 
-    /// The last move before that of an outbox message which the client hears of.
-    pub(crate) fn told_before(&self, sequence: u64) -> Option<&Step> {
-        self.history.iter().rev().find(|step| step.sequence < sequence && step.delivery.is_some())
-    }
-
     /// Whether the callback of an outbox message says nothing any more: the client hears, or has heard, of a later
     /// move. What ends a task is never left out.
     pub(crate) fn is_superseded(&self, sequence: u64) -> bool {
         let ends = self.step(sequence).is_some_and(|step| step.status.is_terminal());
-        !ends && self.history.iter().any(|step| step.sequence > sequence && step.delivery.is_some())
+        let after = self.history.iter().skip_while(|step| step.sequence != sequence).skip(1);
+        !ends && after.into_iter().any(|step| step.delivery.is_some())
     }
 
     /// Whether the client wants to hear of this state.
@@ -171,7 +187,7 @@ mod tests {
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn record(on: &[Status]) -> Record {
-        let step = Step { status: Status::Submitted, at: rfc3339(NOW), sequence: 0, delivery: None, by: String::new() };
+        let step = Step { status: Status::Submitted, at: rfc3339(NOW), sequence: 0, delivery: None };
         Record {
             task_id: "t-1".to_owned(),
             agent: "planner".to_owned(),
@@ -187,6 +203,7 @@ mod tests {
             sequence: 0,
             said: Map::new(),
             large: false,
+            telling: None,
             history: vec![step],
         }
     }
@@ -196,7 +213,7 @@ mod tests {
     }
 
     fn cause(sequence: u64) -> Cause<'static> {
-        Cause { agent: "planner", sequence, delivery: "m-1", by: "p", now: NOW }
+        Cause { agent: "planner", sequence, delivery: "m-1", now: NOW }
     }
 
     fn moved(record: &Record, status: Status, sequence: u64) -> Record {
@@ -225,6 +242,9 @@ mod tests {
         let completed = moved(&working, Status::Completed, 5);
         assert_eq!(completed.step(5).unwrap().delivery.as_deref(), Some("m-1"));
         assert_eq!(completed.apply(&update(Status::Working), cause(4)), Applied::Superseded);
+        // What ends it may have been said before what was heard first.
+        let late = moved(&moved(&working, Status::Working, 6), Status::Failed, 4);
+        assert_eq!((late.status, late.sequence, late.is_superseded(6)), (Status::Failed, 4, false));
         assert_eq!(completed.apply(&update(Status::Completed), cause(5)), Applied::Repeat);
         let Applied::Illegal(why) = completed.apply(&update(Status::Failed), cause(6)) else { panic!() };
         assert_eq!(why, "task `t-1` is completed and cannot become failed");
@@ -238,8 +258,6 @@ mod tests {
         assert!(completed.is_superseded(3) && !completed.is_superseded(5));
         let untold = moved(&moved(&record(&[Status::Working]), Status::Working, 3), Status::Completed, 5);
         assert!(!untold.is_superseded(3), "the client does not hear of the later move");
-        assert_eq!(completed.told_before(5).map(|step| step.sequence), Some(3));
-        assert_eq!(completed.told_before(3), None);
     }
 
     #[test]
@@ -287,12 +305,13 @@ mod tests {
                 match record.apply(&update(status), Cause { agent, ..cause(sequence) }) {
                     Applied::Moved(next) => {
                         prop_assert!(ours && record.status.may_become(next.status) && ended.is_none());
-                        prop_assert!(next.sequence > record.sequence);
                         if next.status.is_terminal() {
                             ended = Some(sequence);
                         }
                         record = *next;
                     }
+                    // Whatever ends it ends it, in whatever order it comes.
+                    Applied::Superseded => prop_assert!(ended.is_some() || !status.is_terminal()),
                     Applied::Repeat => prop_assert!(record.step(sequence).is_some_and(|step| step.status == status)),
                     _ => {}
                 }

@@ -41,7 +41,7 @@ impl Request {
     /// Reads the body of a request. The error says what is wrong with it.
     pub(crate) fn read(body: &[u8], defaults: Defaults, now: SystemTime) -> Result<Self, String> {
         let body: Map<String, Value> =
-            serde_json::from_slice(body).map_err(|error| format!("the body must be a JSON object: {error}"))?;
+            super::object::read(body).map_err(|error| format!("the body must be a JSON object: {error}"))?;
         let task_id = text(&body, "task_id")?.map(str::to_owned);
         if task_id.as_deref().is_some_and(|id| !name::is_token(id)) {
             return Err("`task_id` must have 1 to 64 of A-Z a-z 0-9 _ -".to_owned());

@@ -17,7 +17,7 @@ impl Update {
     /// Reads a message about the task of this id. The error says what is wrong with it.
     pub(crate) fn read(task_id: &str, body: &[u8]) -> Result<Self, String> {
         let body: Map<String, Value> =
-            serde_json::from_slice(body).map_err(|error| format!("an update of a task is a JSON object: {error}"))?;
+            super::object::read(body).map_err(|error| format!("an update of a task is a JSON object: {error}"))?;
         if body.get("task_id").is_some_and(|named| named != task_id) {
             return Err("`task_id` names another task than the header".to_owned());
         }

@@ -19,7 +19,7 @@ use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
 use crate::broker::{Broker, Outgoing};
 use crate::config::StreamKind;
 use crate::listener::Peer;
-use crate::task::{self, Record, Status, Step, Update};
+use crate::task::{self, Record, SHOWN, Status, Step, Update};
 
 /// The most tasks of one answer.
 const MOST: usize = 100;
@@ -27,6 +27,8 @@ const MOST: usize = 100;
 const USUAL: usize = 50;
 /// The most entries of the bucket that are read for one answer.
 const SCANNED: usize = 500;
+/// The most bytes of them.
+const SCANNED_BYTES: usize = 4 * 1024 * 1024;
 /// How long calling off waits for the courier.
 const CALLED_OFF_WITHIN: Duration = Duration::from_secs(3);
 
@@ -67,7 +69,7 @@ struct Moved<'a> {
 #[derive(Serialize)]
 struct CallbackState<'a> {
     delivery: &'a str,
-    /// `pending` before anything was written down of it, or after that was forgotten.
+    /// `unknown` before anything was written down of it, and after that was forgotten.
     outcome: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempt: Option<u64>,
@@ -110,9 +112,9 @@ pub(super) async fn one(
 ) -> Response {
     let task_id = task_id.map(|Path(task_id)| task_id).unwrap_or_default();
     let answered = match desk.admit(peer, &[Method::GET, Method::DELETE], request).await {
-        Ok(Visit { client, head, .. }) => {
+        Ok(Visit { client, head, body, .. }) => {
             let answered = match head.method {
-                Method::DELETE => desk.call_off(client, &task_id).await,
+                Method::DELETE => desk.call_off(client, &task_id, &body).await,
                 _ => desk.show(client, &task_id).await,
             };
             answered.map(|(outcome, response)| (Some(client), outcome, response)).map_err(Refused::of(client))
@@ -151,7 +153,7 @@ impl Desk {
             && let Ok(update) = Update::read(&record.task_id, &stored.payload)
         {
             record.said = update.body;
-            record.said.retain(|name, _| ["progress", "message", "result", "error"].contains(&name.as_str()));
+            record.said.retain(|name, _| SHOWN.contains(&name.as_str()));
             record.large = false;
         }
         let moves = record.history.iter().map(|step| moved(broker, &record.agent, step));
@@ -161,8 +163,9 @@ impl Desk {
 
     async fn list(&self, client: &Client, query: &str) -> Result<Response, TaskError> {
         let mut wanted = Wanted::read(query).map_err(TaskError::Invalid)?;
-        let found = self.receiver.broker.tasks_from(wanted.from, SCANNED).await?;
-        let (mut records, mut more) = (Vec::new(), found.len() == SCANNED);
+        let _place = self.lists.try_acquire().map_err(|_| TaskError::TooMany("lists are asked for"))?;
+        let (found, mut more) = self.receiver.broker.tasks_from(wanted.from, SCANNED, SCANNED_BYTES).await?;
+        let mut records = Vec::new();
         for stored in &found {
             if records.len() == wanted.limit {
                 more = true;
@@ -182,7 +185,18 @@ impl Desk {
     }
 
     /// Says in the agent's place that the task is canceled, and waits a moment for the courier to make it so.
-    async fn call_off(&self, client: &Client, task_id: &str) -> Result<(&'static str, Response), TaskError> {
+    async fn call_off(
+        &self,
+        client: &Client,
+        task_id: &str,
+        body: &[u8],
+    ) -> Result<(&'static str, Response), TaskError> {
+        // A signature covers no path: whoever recorded one could send it to another task.
+        let named = serde_json::from_slice::<Map<String, Value>>(body).unwrap_or_default();
+        if client.signs() && named.get("task_id").is_none_or(|named| named != task_id) {
+            let detail = "a signed DELETE needs a body that names the task: {\"task_id\":\"…\"}";
+            return Err(TaskError::Invalid(detail.to_owned()));
+        }
         let (record, _) = self.task(client, task_id).await?;
         match record.status {
             Status::Canceled => return Ok(("canceled", self.whole(record).await?)),
@@ -225,12 +239,17 @@ async fn moved<'a>(broker: &Broker, agent: &str, step: &'a Step) -> Result<Moved
     let (status, at) = (step.status, step.at.as_str());
     let Some(delivery) = step.delivery.as_deref() else { return Ok(Moved { status, at, callback: None }) };
     let told = broker.last(StreamKind::Receipts, &format!("receipts.{agent}.*.{delivery}")).await?;
-    let told =
-        told.and_then(|told| serde_json::from_slice::<Map<String, Value>>(&told.payload).ok()).unwrap_or_default();
+    // Ids can repeat, sequences cannot; a replay has another.
+    let is_its = |told: &crate::broker::StoredMessage| {
+        told.headers.get("Hookbridge-Outbox-Sequence").and_then(|about| about.parse::<u64>().ok())
+            >= Some(step.sequence)
+    };
+    let told = told.filter(is_its).and_then(|told| serde_json::from_slice::<Map<String, Value>>(&told.payload).ok());
+    let told = told.unwrap_or_default();
     let text = |key: &str| told.get(key).and_then(Value::as_str).map(str::to_owned);
     let callback = CallbackState {
         delivery,
-        outcome: text("outcome").unwrap_or_else(|| "pending".to_owned()),
+        outcome: text("outcome").unwrap_or_else(|| "unknown".to_owned()),
         attempt: told.get("attempt").and_then(Value::as_u64),
         reason: text("reason"),
         next_attempt_at: text("next_attempt_at"),

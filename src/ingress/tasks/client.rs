@@ -9,6 +9,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::super::peer_rate::TooSoon;
@@ -40,6 +41,8 @@ pub(super) struct Client {
     callback_urls: Vec<UrlPrefix>,
     listed_in: String,
     rate: Option<DefaultDirectRateLimiter>,
+    /// Places for following tasks.
+    pub(super) streams: Arc<Semaphore>,
 }
 
 impl Clients {
@@ -121,6 +124,7 @@ impl Client {
             callback_urls,
             listed_in,
             rate: client.rate.map(|rate| RateLimiter::direct(rate.quota())),
+            streams: Arc::new(Semaphore::new(config.tasks.max_streams.min(Semaphore::MAX_PERMITS))),
         })
     }
 

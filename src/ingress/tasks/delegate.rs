@@ -1,7 +1,7 @@
 //! `POST /agents/{agent}/tasks`
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -11,14 +11,16 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use http::{Method, StatusCode};
 use serde::Serialize;
-use serde_json::Map;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::super::answer::ReceiveError;
 use super::client::Client;
 use super::error::TaskError;
 use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
-use crate::broker::{Outgoing, PublishError, Schedule};
+use crate::broker::{Outgoing, PublishError, Schedule, StoredMessage};
 use crate::clock::rfc3339;
+use crate::config::StreamKind;
 use crate::event::cloud_event::CloudEvent;
 use crate::event::{Name, id, trace};
 use crate::listener::Peer;
@@ -27,6 +29,12 @@ use crate::telemetry::traces;
 
 /// The type of a task as an event.
 const TYPE: &str = "hookbridge.task";
+/// The header of an offer that tells which request it is of.
+const REQUEST: &str = "Hookbridge-Task-Request";
+/// How often something is tried that may be there already.
+const TRIES: usize = 5;
+/// How far the clocks of gateway and server may be apart.
+const CLOCKS: Duration = Duration::from_secs(30);
 
 /// The task is taken.
 #[derive(Serialize)]
@@ -72,14 +80,31 @@ impl Desk {
         if !client.agents.iter().any(|pattern| pattern.allows(agent.as_str())) {
             return Err(TaskError::NotAllowed(agent.to_string()));
         }
-        let request = Request::read(&visit.body, self.defaults, now).map_err(TaskError::Invalid)?;
+        let asked = match Request::read(&visit.body, self.defaults, now) {
+            Ok(request) => match &request.callback {
+                Some(callback) => self.foresee(client, &callback.url).await.map(|()| request),
+                None => Ok(request),
+            },
+            Err(wrong) => Err(TaskError::Invalid(wrong)),
+        };
+        let request = match asked {
+            Ok(request) => request,
+            // What could not be taken now may have been taken when it was first asked for.
+            Err(error) => match self.taken_before(visit, agent).await? {
+                Some(record) => return Ok(("repeated", self.taken(visit, &record))),
+                None => return Err(error),
+            },
+        };
         let task_id = request.task_id.clone().unwrap_or_else(|| made_id(visit));
         span.record("hookbridge.agent", agent.as_str());
         span.record("hookbridge.task", task_id.as_str());
-        if let Some(callback) = &request.callback {
-            self.foresee(client, &callback.url).await?;
-        }
         let record = record(&task_id, agent, client, request, &visit.body, now);
+        let offer = self.offer(visit, &record, span);
+        if offer.wire_bytes() > self.receiver.broker.max_payload() {
+            return Err(TaskError::Unread(ReceiveError::BodyTooLarge {
+                limit: self.max_body.min(self.receiver.room()),
+            }));
+        }
         let record = match self.write_down(record).await? {
             Written::New(record) => record,
             // Whoever asked before may have got no answer, because there was none to give.
@@ -87,8 +112,20 @@ impl Desk {
             Written::Before(record) => return Ok(("repeated", self.taken(visit, &record))),
         };
         self.schedule_deadline(&record).await?;
-        self.offer(visit, agent, &record, span).await?;
+        self.make_offer(&offer, &record).await?;
         Ok(("submitted", self.taken(visit, &record)))
+    }
+
+    /// The task that the very same request has led to before, if it has.
+    async fn taken_before(&self, visit: &Visit<'_>, agent: &Name) -> Result<Option<Record>, TaskError> {
+        let body = serde_json::from_slice::<Map<String, Value>>(&visit.body).unwrap_or_default();
+        let Some(task_id) = body.get("task_id").and_then(Value::as_str) else { return Ok(None) };
+        let found = match self.task(visit.client, task_id).await {
+            Ok((record, _)) => record,
+            Err(TaskError::NoTask) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(found).filter(|record| record.agent == agent.as_str() && record.request == digest(&visit.body)))
     }
 
     fn taken(&self, visit: &Visit<'_>, record: &Record) -> Response {
@@ -100,25 +137,24 @@ impl Desk {
     async fn write_down(&self, record: Record) -> Result<Written, TaskError> {
         let (broker, task_id) = (&self.receiver.broker, &record.task_id);
         let value = Bytes::from(serde_json::to_vec(&record).unwrap_or_default());
-        // A write that was not confirmed may have been made: then it is found, and it is the same.
-        match broker.write_task(task_id, value, 0, None).await {
-            Ok(Some(_)) => return Ok(Written::New(record)),
-            Ok(None) | Err(PublishError::Unconfirmed) => {}
-            Err(PublishError::TooLarge) => {
-                return Err(TaskError::Invalid("the callback or `metadata` is too large".to_owned()));
+        let mut revision = 0;
+        for _ in 0..TRIES {
+            match broker.write_task(task_id, value.clone(), revision, None).await {
+                Ok(Some(_)) => return Ok(Written::New(record)),
+                // A write that was not confirmed may have been made: then it is found, and it is the same.
+                Ok(None) | Err(PublishError::Unconfirmed) => {}
+                Err(PublishError::TooLarge) => {
+                    return Err(TaskError::Invalid("the callback and `metadata` are too large together".to_owned()));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
+            match broker.task_entry(task_id).await? {
+                (Some(kept), _) => return same(&kept, record),
+                // Only the sign is left that an earlier task of this id was forgotten.
+                (None, left) => revision = left,
+            }
         }
-        let kept = broker.task(task_id).await?.ok_or(PublishError::Unconfirmed)?;
-        let taken = || TaskError::Conflict(format!("task id `{task_id}` is taken"));
-        let before: Record = serde_json::from_slice(&kept.value).map_err(|_| taken())?;
-        if before.client != record.client {
-            return Err(taken());
-        }
-        if before.request != record.request || before.agent != record.agent {
-            return Err(TaskError::Conflict(format!("task id `{task_id}` was used before, for another task")));
-        }
-        Ok(Written::Before(before))
+        Err(PublishError::Unconfirmed.into())
     }
 
     /// Lets the task fail at its deadline, whatever is running then.
@@ -130,48 +166,86 @@ impl Desk {
         headers.push(TASK_ID, task_id.as_str());
         headers.push(DEADLINE, deadline.as_str());
         let (waits_on, target) = (format!("retry.at.{token}.{task_id}"), format!("retry.due.{token}.{task_id}"));
-        let schedule = Schedule { waits_on, target, due, headers, replaces: 0 };
-        match self.receiver.broker.schedule(&schedule, CONFIRM_WITHIN).await {
-            // It was scheduled when this was asked for before.
-            Ok(_) | Err(PublishError::Occupied) => Ok(()),
-            Err(error) => Err(error.into()),
+        let mut schedule = Schedule { waits_on, target, due, headers, replaces: 0 };
+        for _ in 0..TRIES {
+            match self.receiver.broker.schedule(&schedule, CONFIRM_WITHIN).await {
+                Ok(_) => return Ok(()),
+                Err(PublishError::Occupied | PublishError::Unconfirmed) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match self.receiver.broker.last(StreamKind::Retry, &schedule.waits_on).await? {
+                // It was scheduled when this was asked for before.
+                Some(there) if there.headers.get(DEADLINE) == Some(deadline) => return Ok(()),
+                // Of an earlier task of this id.
+                Some(there) => schedule.replaces = there.sequence,
+                None => schedule.replaces = 0,
+            }
         }
+        Err(PublishError::Unconfirmed.into())
     }
 
-    /// Offers the task to its agent, once however often this is done.
-    async fn offer(
-        &self,
-        visit: &Visit<'_>,
-        agent: &Name,
-        record: &Record,
-        span: &tracing::Span,
-    ) -> Result<(), TaskError> {
+    /// The message that offers a task to its agent.
+    fn offer(&self, visit: &Visit<'_>, record: &Record, span: &tracing::Span) -> Outgoing {
         let text = |name: &str| visit.head.headers.get(name).and_then(|value| value.to_str().ok());
         let trace = traces::continue_from(span, trace::Context::parse(text("traceparent"), text("tracestate")));
         let attributes = CloudEvent {
             id: &record.task_id,
-            source: &format!("/agents/{agent}/tasks"),
+            source: &format!("/agents/{}/tasks", record.agent),
             event_type: Some(TYPE),
             received: self.receiver.clock.now(),
             content_type: Some("application/json"),
         };
         let mut headers = attributes.headers(&trace);
         headers.push(TASK_ID, record.task_id.as_str());
-        let subject = task::offer_subject(agent.as_str(), &record.task_id);
-        let outgoing = Outgoing { subject, headers, payload: visit.body.clone(), message_id: None };
-        if outgoing.wire_bytes() > self.receiver.broker.max_payload() {
-            return Err(TaskError::Invalid("the task is larger than the server's max_payload".to_owned()));
-        }
-        match self.receiver.broker.publish_first(&outgoing, CONFIRM_WITHIN).await {
-            Ok(_) => Ok(()),
-            // Nobody else publishes on this subject: if this was stored, the second try finds it.
-            Err(PublishError::Unconfirmed) => {
-                self.receiver.broker.publish_first(&outgoing, CONFIRM_WITHIN).await?;
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
+        headers.push(REQUEST, record.request.as_str());
+        let subject = task::offer_subject(&record.agent, &record.task_id);
+        Outgoing { subject, headers, payload: visit.body.clone(), message_id: None }
     }
+
+    /// Offers a task to its agent, once however often this is done: nobody else publishes on its subject.
+    async fn make_offer(&self, offer: &Outgoing, record: &Record) -> Result<(), TaskError> {
+        let broker = &self.receiver.broker;
+        let mut last = 0;
+        for _ in 0..TRIES {
+            match broker.publish_after(offer, last, CONFIRM_WITHIN).await {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(PublishError::Unconfirmed) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let made = humantime::parse_rfc3339(&record.created_at).unwrap_or(SystemTime::UNIX_EPOCH);
+            match broker.last(StreamKind::Tasks, &offer.subject).await? {
+                // It was offered when this was asked for before.
+                Some(there) if is_of(&there, record, made) => return Ok(()),
+                // Of an earlier task of this id.
+                Some(there) => last = there.sequence,
+                None => last = 0,
+            }
+        }
+        Err(PublishError::Unconfirmed.into())
+    }
+}
+
+/// Whether an offer is that of this task, and not of an earlier one of the same id that asked for the same.
+fn is_of(offer: &StoredMessage, record: &Record, made: SystemTime) -> bool {
+    offer.headers.get(REQUEST) == Some(&record.request) && offer.stored + CLOCKS >= made
+}
+
+/// The task that has the id already, if it is the same one.
+fn same(kept: &[u8], record: Record) -> Result<Written, TaskError> {
+    let taken = || TaskError::Conflict(format!("task id `{}` is taken", record.task_id));
+    let before: Record = serde_json::from_slice(kept).map_err(|_| taken())?;
+    if before.client != record.client {
+        return Err(taken());
+    }
+    if before.request != record.request || before.agent != record.agent {
+        let task_id = &record.task_id;
+        return Err(TaskError::Conflict(format!("task id `{task_id}` was used before, for another task")));
+    }
+    Ok(Written::Before(before))
+}
+
+fn digest(body: &[u8]) -> String {
+    HEXLOWER.encode(&Sha256::digest(body))
 }
 
 enum Written {
@@ -179,19 +253,20 @@ enum Written {
     Before(Record),
 }
 
-/// The id of a task whose client has none for it. A signed request may be sent again by whoever sees it: it brings an
+/// The id of a task whose client has none for it: an idempotency key is one. A signed request may be sent again by whoever sees it: it brings an
 /// id of its own, which is the task's then.
 fn made_id(visit: &Visit<'_>) -> String {
-    let signed = visit.head.headers.get("webhook-id").filter(|_| visit.client.signs());
-    match signed.and_then(|id| id.to_str().ok()) {
-        Some(message_id) => id::message(message_id),
+    let header = |name: &str| visit.head.headers.get(name).and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
+    let signed = header("webhook-id").filter(|_| visit.client.signs());
+    match signed.or_else(|| header("idempotency-key")) {
+        Some(key) => id::message(key),
         None => format!("t_{:032x}", rand::random::<u128>()),
     }
 }
 
 fn record(task_id: &str, agent: &Name, client: &Client, request: Request, body: &[u8], now: SystemTime) -> Record {
     let (at, status) = (rfc3339(now), Status::Submitted);
-    let first = Step { status, at: at.clone(), sequence: 0, delivery: None, by: String::new() };
+    let first = Step { status, at: at.clone(), sequence: 0, delivery: None };
     Record {
         task_id: task_id.to_owned(),
         agent: agent.to_string(),
@@ -203,10 +278,11 @@ fn record(task_id: &str, agent: &Name, client: &Client, request: Request, body: 
         callback: request.callback,
         metadata: request.metadata,
         context_id: request.context_id,
-        request: HEXLOWER.encode(&Sha256::digest(body)),
+        request: digest(body),
         sequence: 0,
         said: Map::new(),
         large: false,
+        telling: None,
         history: vec![first],
     }
 }

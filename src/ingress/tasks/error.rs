@@ -34,9 +34,9 @@ pub(super) enum TaskError {
     Conflict(String),
     #[error("the task has had its last reply")]
     Over,
-    #[error("too many clients follow a task at once")]
-    TooManyStreams,
-    #[error("the task is not stored; the same request can be made again")]
+    #[error("too many {0} at once")]
+    TooMany(&'static str),
+    #[error("not confirmed, and may be stored all the same: make the same request again, with the same `task_id`")]
     NotStored(String),
 }
 
@@ -63,7 +63,7 @@ impl TaskError {
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Over => StatusCode::GONE,
-            Self::Rate(_) | Self::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
+            Self::Rate(_) | Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NotStored(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -81,7 +81,7 @@ impl TaskError {
             Self::Invalid(_) => "invalid",
             Self::Conflict(_) => "conflict",
             Self::Over => "over",
-            Self::TooManyStreams => "too-many-streams",
+            Self::TooMany(_) => "too-many",
             Self::NotStored(_) => "not-stored",
         }
     }
@@ -103,7 +103,7 @@ impl TaskError {
             }
             Self::Unauthorized => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::Rate(wait) => Some((RETRY_AFTER, wait.seconds.into())),
-            Self::TooManyStreams | Self::NotStored(_) => Some((RETRY_AFTER, SECONDS)),
+            Self::TooMany(_) | Self::NotStored(_) => Some((RETRY_AFTER, SECONDS)),
             _ => None,
         }
     }

@@ -77,7 +77,8 @@ impl Desk {
             None => None,
         };
         let (record, _) = self.task(client, task_id).await?;
-        let place = self.streams.clone().try_acquire_owned().map_err(|_| TaskError::TooManyStreams)?;
+        let place = client.streams.clone().try_acquire_owned();
+        let place = place.map_err(|_| TaskError::TooMany("tasks are followed by this client"))?;
         // Before the state is read again: what happens in between is news.
         let news = self.receiver.broker.listen(&task::state_subject(&record.agent, task_id)).await?;
         let follower = Follower {

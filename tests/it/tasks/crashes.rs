@@ -75,6 +75,50 @@ async fn a_deadline_that_nobody_set_is_no_deadline() {
     assert_eq!(office.get("/tasks/t-1").await.json()["status"], "submitted");
 }
 
+/// Couriers that share the work never let a step overtake another, also while one is on its way elsewhere.
+#[tokio::test]
+async fn several_couriers_tell_each_task_in_its_order() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let text = shop(&receiver) + "[egress]\nretry = [\"100ms\", \"100ms\", \"100ms\", \"100ms\"]\nbreaker = \"none\"\n";
+    let gateway = Hookbridge::start_as(&nats, Roles::Gateway, &text).await;
+    let configuration = Configuration::new(&text);
+    let office = Office { nats, receiver: Receiver::start().await, hookbridge: gateway };
+    let couriers: Vec<_> = (0..3).map(|_| configuration.courier(&office.nats)).collect();
+    const TASKS: usize = 40;
+    const STEPS: usize = 5;
+    for number in 0..TASKS {
+        let task = json!({"task_id": format!("t-{number}"), "callback_url": receiver.url("/cb")});
+        office.hookbridge.post("/agents/planner/tasks", &[super::SHOP], task.to_string()).await.assert_status(202);
+    }
+    // Every fifth attempt fails, and comes again while later steps are told.
+    for number in 0..TASKS * STEPS {
+        receiver.then(crate::harness::Reply::Status(if number % 5 == 0 { 500 } else { 204 }));
+    }
+    for step in 0..STEPS {
+        for number in 0..TASKS {
+            let status = if step + 1 == STEPS { "completed" } else { "working" };
+            let update = json!({"task_id": format!("t-{number}"), "status": status, "step": step});
+            office.say("planner", &format!("u-{number}-{step}"), update).await;
+        }
+    }
+    let mut last = std::collections::HashMap::<String, i64>::new();
+    while last.values().filter(|step| **step == STEPS as i64 - 1).count() < TASKS {
+        let told: serde_json::Value = serde_json::from_slice(&receiver.next().await.body).unwrap();
+        let (task, step) = (told["task_id"].as_str().unwrap().to_owned(), told["step"].as_i64().unwrap());
+        // The same one comes again where it failed.
+        let before = last.insert(task, step).unwrap_or(-1);
+        assert!(before <= step, "{told} after {before}");
+    }
+    for number in 0..TASKS {
+        office.receipt("delivered", &format!("u-{number}-{}", STEPS - 1)).await;
+    }
+    assert_eq!(office.nats.count("DEAD").await, 0);
+    for courier in couriers {
+        courier.signal("TERM").await;
+        courier.ended().await.assert_code(0);
+    }
+}
+
 /// A courier that dies at any moment loses no transition and no callback.
 #[tokio::test]
 async fn couriers_that_are_killed_leave_each_task_with_its_end_told() {

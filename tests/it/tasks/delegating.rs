@@ -103,6 +103,101 @@ async fn a_signed_task_is_taken_and_signed_again_is_the_same_one() {
 }
 
 #[tokio::test]
+async fn a_signed_request_that_was_recorded_calls_off_no_other_task() {
+    let office = Office::open().await;
+    for task in ["t-1", "t-2"] {
+        let body = json!({"task_id": task}).to_string();
+        let timestamp =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().to_string();
+        let signature = sign::v1(b"signing secret", task, &timestamp, body.as_bytes());
+        let headers =
+            [("webhook-id", task), ("webhook-timestamp", timestamp.as_str()), ("webhook-signature", &signature)];
+        office.hookbridge.post("/agents/planner/tasks", &headers, body.clone()).await.assert_status(202);
+        let delete = async |task: &str| {
+            let url = office.hookbridge.url(&format!("/tasks/{task}"));
+            crate::harness::request("DELETE", &url, &headers, body.clone()).await
+        };
+        if task == "t-2" {
+            delete("t-1").await.assert_status(422);
+            assert_eq!(delete("t-2").await.assert_status(200).json()["status"], "canceled");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_id_can_be_used_again_once_the_earlier_task_is_forgotten() {
+    let mut office = Office::open().await;
+    office.delegate("t-1", json!({"deadline": "1h"})).await.assert_status(202);
+    office.say("planner", "u-1", json!({"task_id": "t-1", "status": "completed"})).await;
+    assert_eq!(office.told().await["status"], "completed");
+    // As if its time had come: what is left is a sign that there was something.
+    let bucket = office.nats.jetstream().get_key_value("hookbridge_tasks").await.unwrap();
+    bucket.delete("t-1").await.unwrap();
+    office.get("/tasks/t-1").await.assert_status(404);
+
+    office.delegate("t-1", json!({"deadline": "1s", "prompt": "again"})).await.assert_status(202);
+    let offers = office.nats.messages("TASKS", "tasks.planner.t-1", 2).await;
+    assert_eq!(offers[1].json()["prompt"], "again");
+    assert_eq!(office.told().await["error"]["code"], "deadline-exceeded");
+}
+
+#[tokio::test]
+async fn what_was_taken_is_answered_alike_also_when_it_could_not_be_taken_any_more() {
+    let office = Office::open().await;
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_millis(1500);
+    let task = json!({"task_id": "t-1", "deadline": humantime::format_rfc3339_millis(soon).to_string()}).to_string();
+    let first = office.hookbridge.post("/agents/planner/tasks", &[SHOP], task.clone()).await;
+    first.assert_status(202);
+    office.becomes("t-1", "failed").await;
+    let again = office.hookbridge.post("/agents/planner/tasks", &[SHOP], task).await;
+    assert_eq!(again.assert_status(202).json()["status"], "failed");
+}
+
+#[tokio::test]
+async fn an_idempotency_key_is_the_id_of_a_task_without_one() {
+    let office = Office::open().await;
+    let headers = [SHOP, ("idempotency-key", "order-7")];
+    for _ in 0..2 {
+        let taken = office.hookbridge.post("/agents/planner/tasks", &headers, "{}").await;
+        assert_eq!(taken.assert_status(202).json()["task_id"], "order-7");
+    }
+    assert_eq!(office.nats.count("TASKS").await, 1);
+}
+
+#[tokio::test]
+async fn a_bucket_of_an_earlier_version_is_made_fit() {
+    let nats = crate::harness::Nats::start().await;
+    let config = async_nats::jetstream::kv::Config { bucket: "hookbridge_tasks".to_owned(), ..Default::default() };
+    nats.jetstream().create_key_value(config).await.unwrap();
+    let receiver = crate::harness::Receiver::start().await;
+    let hookbridge = crate::harness::Hookbridge::start(&nats, &super::shop(&receiver)).await;
+    let office = Office { nats, receiver, hookbridge };
+    office.delegate("t-1", json!({})).await.assert_status(202);
+    office.say("planner", "u-1", json!({"task_id": "t-1", "status": "completed"})).await;
+    office.becomes("t-1", "completed").await;
+}
+
+#[tokio::test]
+async fn clients_that_cannot_be_told_apart_or_called_back_are_mistakes() {
+    for (text, says) in [
+        ("[clients.a]\ntoken = \"plain:x\"\n[clients.b]\ntoken = \"plain:x\"\n", "is that of client `a` too"),
+        ("[clients.a]\n", "needs either"),
+        ("[clients.a]\ntoken = \"plain:x\"\nsecrets = [\"plain:y\"]\n", "needs either"),
+        ("[clients.a]\ntoken = \"plain:x\"\nagents = []\n", "delegate to nobody"),
+        ("[clients.a]\ntoken = \"plain:x\"\ncallback_urls = [\"https://a.example/\"]\n", "callback_secrets"),
+        ("[tasks]\nretention = \"1s\"\n", "shorter than a minute"),
+        ("[tasks]\ndeadline = \"9000d\"\n", "at most a year"),
+        (
+            "[clients.a]\ntoken = \"plain:x\"\n[egress]\nretry = [\"2h\"]\n[tasks]\nretention = \"1h\"\n",
+            "shorter than egress.retry",
+        ),
+    ] {
+        let mistakes = crate::harness::mistakes(text);
+        assert!(mistakes.contains(says), "{text}: {mistakes}");
+    }
+}
+
+#[tokio::test]
 async fn who_does_not_prove_himself_learns_nothing_and_leaves_nothing() {
     let office = Office::open().await;
     office.delegate("t-1", json!({})).await.assert_status(202);
@@ -168,6 +263,7 @@ async fn a_callback_that_the_address_guard_refuses_is_refused_at_once() {
         [clients.shop]
         token = "plain:shop-token"
         callback_urls = ["*"]
+        callback_secrets = ["plain:x"]
         [egress]
         allow_networks = []
     "#;

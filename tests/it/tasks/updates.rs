@@ -145,6 +145,62 @@ async fn a_receiver_that_hangs_takes_no_more_than_one_place_for_each_task() {
 }
 
 #[tokio::test]
+async fn a_flood_of_updates_of_one_task_holds_up_no_other() {
+    let office = Office::open_with("[egress]\ntimeout = \"30s\"\nconcurrency = 48\nretry = [\"1h\"]\n").await;
+    office.delegate("t-1", json!({})).await.assert_status(202);
+    office.delegate("t-2", json!({"callback_on": []})).await.assert_status(202);
+    hangs(&office.receiver);
+    for number in 0..200 {
+        let update = json!({"task_id": "t-1", "status": "working", "n": number});
+        office.say("planner", &format!("u-{number}"), update).await;
+    }
+    office.say("planner", "o-1", json!({"task_id": "t-2", "status": "completed"})).await;
+    office.becomes("t-2", "completed").await;
+    office.say("planner", "u-end", json!({"task_id": "t-1", "status": "completed"})).await;
+    office.becomes("t-1", "completed").await;
+}
+
+#[tokio::test]
+async fn an_end_that_was_said_before_a_later_word_still_ends_the_task() {
+    let mut office = Office::open().await;
+    office.delegate("t-1", json!({})).await.assert_status(202);
+    // Whatever order they are applied in: the end stands, and it is told last.
+    for (id, status) in [("u-1", "failed"), ("u-2", "working")] {
+        office.say("planner", id, json!({"task_id": "t-1", "status": status})).await;
+    }
+    office.becomes("t-1", "failed").await;
+    while office.told().await["status"] != "failed" {}
+    office.receipt("delivered", "u-1").await;
+    assert_eq!(office.receiver.unread(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_was_taken_out_of_the_configuration_is_told_nothing_more() {
+    let office = Office::open().await;
+    let task = json!({"task_id": "t-1", "callback_url": office.receiver.url("/cb")}).to_string();
+    office.hookbridge.post("/agents/planner/tasks", &[super::OTHER], task).await.assert_status(202);
+    let Office { nats, receiver, hookbridge } = office;
+    hookbridge.stop().await.unwrap();
+    let text = super::shop(&receiver).replace("[clients.other]", "[clients.another]");
+    let hookbridge = crate::harness::Hookbridge::start(&nats, &text).await;
+    let mut office = Office { nats, receiver, hookbridge };
+    office.say("planner", "u-1", json!({"task_id": "t-1", "status": "completed"})).await;
+    assert_eq!(office.receipt("dead", "u-1").await["reason"], "forbidden");
+    assert_eq!(office.receiver.unread(), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_occurs_twice_is_refused() {
+    let office = Office::open().await;
+    office.delegate("t-1", json!({})).await.assert_status(202);
+    let twice = r#"{"task_id":"t-1","status":"failed","status":"completed"}"#;
+    office.nats.publish("outbox.planner", &[("Nats-Msg-Id", "u-1")], twice).await;
+    assert_eq!(office.receipt("dead", "u-1").await["reason"], "malformed");
+    let twice = r#"{"task_id":"t-2","task_id":"t-3"}"#;
+    office.hookbridge.post("/agents/planner/tasks", &[super::SHOP], twice).await.assert_status(422);
+}
+
+#[tokio::test]
 async fn a_duplicate_result_is_told_once() {
     let mut office = Office::open().await;
     office.delegate("t-1", json!({})).await.assert_status(202);

@@ -1,0 +1,151 @@
+//! The order of a task's callbacks, over all couriers.
+//!
+//! Before an attempt, a courier writes into the task's record that it tells the client now, and until when: by
+//! compare-and-set, so it is written against the newest state. Whoever wants to tell something else waits until the
+//! receipts say that this attempt is over, or its time is. What waits for its next attempt tells nothing, and so is
+//! never waited for: when it comes, it finds that it is superseded.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::super::pointer::Pointer;
+use super::super::receipt;
+use super::super::worker::{Job, Worker};
+use crate::broker::{PublishError, ReadError};
+use crate::clock::rfc3339;
+use crate::config::StreamKind;
+use crate::task::{Record, Telling};
+
+/// How long a callback waits for the one before it in this process.
+const LINE: Duration = Duration::from_millis(250);
+/// How long it then waits in the stream.
+const AGAIN: Duration = Duration::from_millis(500);
+/// What may pass between the word and the attempt, and what clocks may differ.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// What there is to know of a task's callback before it is sent.
+pub(crate) struct Call {
+    pub(super) record: Arc<Record>,
+    /// The message that caused the move; of a replay, that of the original.
+    pub(super) sequence: u64,
+    /// Until when this courier may tell of it, if that was written together with the move.
+    pub(super) lease: Option<SystemTime>,
+}
+
+/// Why a callback is not sent now.
+pub(crate) enum NotItsTurn {
+    Superseded(String),
+    NotYet(SystemTime),
+}
+
+/// What another callback of the task does.
+enum Other {
+    /// It tells nothing now.
+    Silent,
+    /// It waits for its next attempt: the delivery.
+    Waits(String),
+    /// It may be on its way.
+    Tells,
+}
+
+impl Worker {
+    /// Whether a task's callback may be sent now. Where it may, nobody else's is until its time is over.
+    pub(crate) async fn in_turn(&self, job: &Job<'_>) -> Result<(), NotItsTurn> {
+        let (Some(call), Some(turn)) = (&job.route.call, &job.turn) else { return Ok(()) };
+        let timeout = job.route.destination.as_ref().map_or(Duration::ZERO, |to| to.policy().timeout);
+        if call.lease.is_some_and(|until| until >= self.clock.now() + timeout) {
+            return Ok(());
+        }
+        let not_yet = |after| Err(NotItsTurn::NotYet(self.clock.now() + after));
+        if !turn.lock().await.wait_to_tell(LINE).await {
+            return not_yet(AGAIN * 2);
+        }
+        let task_id = &call.record.task_id;
+        for _ in 0..super::TRIES {
+            let kept = match self.broker.task(task_id).await {
+                Ok(Some(kept)) => kept,
+                // The state of what has ended long since is forgotten; there is nothing left to overtake.
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!("A callback of task {task_id} has to wait: {error}");
+                    return not_yet(AGAIN);
+                }
+            };
+            let Ok(mut record) = serde_json::from_slice::<Record>(&kept.value) else { return Ok(()) };
+            if record.is_superseded(call.sequence) {
+                let detail = "the task has moved on, and its client hears of that".to_owned();
+                return Err(NotItsTurn::Superseded(detail));
+            }
+            let (sequence, delivery) = (job.original.sequence, &job.route.delivery_id);
+            let Some((telling, _)) = self.lease_if_free(&record, sequence, delivery, job.attempt).await else {
+                return not_yet(AGAIN);
+            };
+            record.telling = Some(telling);
+            match self.write_record(&record, kept.revision).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                Err(PublishError::TooLarge) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!("A callback of task {task_id} has to wait: {error}");
+                    return not_yet(AGAIN);
+                }
+            }
+        }
+        not_yet(AGAIN)
+    }
+
+    /// The word that this courier tells the client of an attempt now, and until when, unless another may be doing so.
+    pub(super) async fn lease_if_free(
+        &self,
+        record: &Record,
+        sequence: u64,
+        delivery: &str,
+        attempt: u32,
+    ) -> Option<(Telling, SystemTime)> {
+        let other = match &record.telling {
+            Some(telling) if telling.sequence != sequence => self.other(record, telling).await,
+            _ => Ok(Other::Silent),
+        };
+        match other {
+            Ok(Other::Silent) => {}
+            Ok(Other::Waits(waiting)) => self.supersede(record, &waiting).await,
+            Ok(Other::Tells) => return None,
+            Err(error) => {
+                tracing::debug!("It is not known whether task {} is being told of: {error}", record.task_id);
+                return None;
+            }
+        }
+        let timeout = self.registry.now().callbacks_of(&record.client).map_or(Duration::ZERO, |to| to.policy.timeout);
+        let until = self.clock.now() + timeout + SLACK;
+        let delivery = delivery.to_owned();
+        Some((Telling { sequence, attempt, delivery, until: rfc3339(until) }, until))
+    }
+
+    async fn other(&self, record: &Record, telling: &Telling) -> Result<Other, ReadError> {
+        if telling.is_over(self.clock.now()) {
+            return Ok(Other::Silent);
+        }
+        let every = receipt::every_subject(&record.agent, &telling.delivery);
+        let told = self.broker.last(StreamKind::Receipts, &every).await?;
+        let told = told.and_then(|told| receipt::state(&told, telling.sequence));
+        Ok(match told {
+            Some(state) if state.is_over => Other::Silent,
+            Some(state) if state.attempt >= telling.attempt => Other::Waits(telling.delivery.clone()),
+            _ => Other::Tells,
+        })
+    }
+
+    /// Lets a callback that waits and says nothing any more come now: whoever gets it ends it.
+    async fn supersede(&self, record: &Record, delivery: &str) {
+        let Some(callback) = &record.callback else { return };
+        let waits_on = format!("retry.at.{}.{delivery}", crate::event::id::callback_token(&callback.url));
+        let waiting = self.broker.last(StreamKind::Retry, &waits_on).await;
+        if let Ok(Some(waiting)) = waiting
+            && let Some(pointer) = Pointer::read(&waiting.headers)
+            && record.step(pointer.sequence).is_some()
+            && let Err(error) = self.bring_forward(&waiting, &pointer, self.clock.now()).await
+        {
+            tracing::debug!("A callback that says nothing any more waits until it is due: {error}");
+        }
+    }
+}
