@@ -31,6 +31,8 @@ pub(crate) struct Callback {
 /// A move of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Step {
+    /// Which move it is; the first, by which the task came to be, is 0. What is left out of a long history leaves a gap.
+    pub(crate) number: u64,
     pub(crate) status: Status,
     pub(crate) at: String,
     /// The outbox message that caused it; 0 for the first.
@@ -146,7 +148,8 @@ impl Record {
             let untold = history.iter().skip(1).position(|step| step.delivery.is_none());
             history.remove(1 + untold.unwrap_or(0));
         }
-        history.push(Step { status, at: at.clone(), sequence, delivery });
+        let number = history.last().map_or(0, |step| step.number + 1);
+        history.push(Step { number, status, at: at.clone(), sequence, delivery });
         Applied::Moved(Box::new(Self { status, updated_at: at, sequence, said, large, history, ..self.clone() }))
     }
 
@@ -187,7 +190,7 @@ mod tests {
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn record(on: &[Status]) -> Record {
-        let step = Step { status: Status::Submitted, at: rfc3339(NOW), sequence: 0, delivery: None };
+        let step = Step { number: 0, status: Status::Submitted, at: rfc3339(NOW), sequence: 0, delivery: None };
         Record {
             task_id: "t-1".to_owned(),
             agent: "planner".to_owned(),
@@ -281,7 +284,7 @@ mod tests {
             record = moved(&record, Status::Working, sequence);
         }
         assert_eq!(record.history.len(), MAX_HISTORY);
-        assert_eq!((record.history[0].sequence, record.history[MAX_HISTORY - 1].sequence), (0, 200));
+        assert_eq!((record.history[0].number, record.history[MAX_HISTORY - 1].number), (0, 200));
         assert_eq!(
             record.apply(&update(Status::Working), cause(2)),
             Applied::Superseded,

@@ -266,7 +266,7 @@ fn made_id(visit: &Visit<'_>) -> String {
 
 fn record(task_id: &str, agent: &Name, client: &Client, request: Request, body: &[u8], now: SystemTime) -> Record {
     let (at, status) = (rfc3339(now), Status::Submitted);
-    let first = Step { status, at: at.clone(), sequence: 0, delivery: None };
+    let first = Step { number: 0, status, at: at.clone(), sequence: 0, delivery: None };
     Record {
         task_id: task_id.to_owned(),
         agent: agent.to_string(),

@@ -1,6 +1,6 @@
 //! `GET /tasks/{id}/events`: a task's moves as Server-Sent Events.
 //!
-//! An event's id is the outbox sequence of the move, so a client that comes again with `Last-Event-ID` gets what it
+//! An event's id is the number of the move, so a client that comes again with `Last-Event-ID` gets what it
 //! has missed out of the task's history. The news on NATS only wake the stream up; what is sent is read from the
 //! state.
 
@@ -110,11 +110,11 @@ impl Follower {
             let record = self.read().await;
             if let Some(record) = &record {
                 let told: Vec<&Step> =
-                    record.history.iter().filter(|step| self.last.is_none_or(|last| step.sequence > last)).collect();
+                    record.history.iter().filter(|step| self.last.is_none_or(|last| step.number > last)).collect();
                 // A client that has seen the end gets nothing, and is let go.
                 self.over = record.status.is_terminal();
                 if let Some(newest) = told.last() {
-                    self.last = Some(newest.sequence);
+                    self.last = Some(newest.number);
                     return Some(told.into_iter().map(|step| event(record, step)).collect::<String>().into());
                 }
                 if self.over {
@@ -142,7 +142,8 @@ impl Follower {
 
 /// A move. The newest has all that the agent said; of those before, only the state is kept.
 fn event(record: &Record, step: &Step) -> String {
-    let data = if step.sequence == record.sequence {
+    let is_newest = record.history.last().is_some_and(|newest| newest.number == step.number);
+    let data = if is_newest {
         serde_json::to_string(&Shown::of(record))
     } else {
         let Record { task_id, agent, .. } = record;
@@ -150,5 +151,5 @@ fn event(record: &Record, step: &Step) -> String {
             "task_id": task_id, "agent": agent, "status": step.status, "updated_at": step.at,
         }))
     };
-    format!("id: {}\nevent: state\ndata: {}\n\n", step.sequence, data.unwrap_or_default())
+    format!("id: {}\nevent: state\ndata: {}\n\n", step.number, data.unwrap_or_default())
 }
