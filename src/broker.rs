@@ -27,7 +27,7 @@ pub(crate) use provision::{COURIER, Plan, Problem};
 pub(crate) use publish::{Outgoing, PublishError, Schedule, Stored};
 pub(crate) use read::{Fill, ReadError, StoredMessage};
 pub(crate) use state::Link;
-pub(crate) use tasks::{Kept, News};
+pub(crate) use tasks::News;
 pub(crate) use unreadable::Unreadable;
 pub(crate) use visit::{Seen, Server, Visitor};
 

@@ -22,7 +22,7 @@ use super::replay::Replayed;
 use super::route::{self, Route};
 use super::turns::Turn;
 use super::worker::{Answer, Job, Worker};
-use crate::broker::{Kept, Outgoing, PublishError, Received};
+use crate::broker::{Outgoing, PublishError, Received};
 use crate::config::StreamKind;
 use crate::event::headers::Headers;
 use crate::event::{name, subject};
@@ -45,6 +45,17 @@ pub(super) enum Lane {
     Turn(Turn),
     /// There is no place for it now.
     Full,
+}
+
+/// What there is of a task.
+enum Found {
+    /// Its state, and the revision by which that can be changed.
+    Task(Box<Record>, u64),
+    None,
+    /// Something that Hookbridge did not write.
+    Unreadable,
+    /// NATS did not say.
+    Unknown,
 }
 
 /// What an update has led to.
@@ -155,20 +166,13 @@ impl Worker {
             Err(wrong) => return refuse(Reason::Malformed, wrong),
         };
         for _ in 0..TRIES {
-            let kept = match self.broker.task(&task_id).await {
-                Ok(Some(kept)) => kept,
-                Ok(None) => return refuse(Reason::Unroutable, no_such),
-                Err(error) => {
-                    tracing::warn!("An update of task {task_id} has to wait: {error}");
-                    return Led::Unknown;
-                }
-            };
-            let record = match serde_json::from_slice::<Record>(&kept.value) {
-                Ok(record) => record,
-                Err(error) => {
-                    tracing::error!("The state of task {task_id} is none that Hookbridge writes: {error}");
+            let (record, revision) = match self.find(&task_id).await {
+                Found::Task(record, revision) => (*record, revision),
+                Found::None => return refuse(Reason::Unroutable, no_such),
+                Found::Unreadable => {
                     return refuse(Reason::Malformed, format!("the state of task `{task_id}` cannot be read"));
                 }
+                Found::Unknown => return Led::Unknown,
             };
             let made = humantime::parse_rfc3339(&record.created_at).unwrap_or(SystemTime::UNIX_EPOCH);
             if original.stored + CLOCKS < made {
@@ -184,7 +188,7 @@ impl Worker {
             let cause = Cause { agent: &message.agent, sequence, delivery: &message.id, now: self.clock.now() };
             let mut tell = true;
             let (record, lease) = match record.apply(&update, cause) {
-                Applied::Moved(next) => match self.moved(kept, &record, *next, original).await {
+                Applied::Moved(next) => match self.moved(revision, &record, *next, original).await {
                     Ok(Some(moved)) => moved,
                     Ok(None) => continue,
                     Err(PublishError::TooLarge) => {
@@ -222,10 +226,28 @@ impl Worker {
         Led::Unknown
     }
 
+    /// Looks a task up.
+    async fn find(&self, task_id: &str) -> Found {
+        match self.broker.task(task_id).await {
+            Ok(Some(kept)) => match serde_json::from_slice(&kept.value) {
+                Ok(record) => Found::Task(record, kept.revision),
+                Err(error) => {
+                    tracing::error!("The state of task {task_id} is none that Hookbridge writes: {error}");
+                    Found::Unreadable
+                }
+            },
+            Ok(None) => Found::None,
+            Err(error) => {
+                tracing::warn!("What is said of task {task_id} has to wait: {error}");
+                Found::Unknown
+            }
+        }
+    }
+
     /// Writes a move, and with it, where nobody else tells the client something now, that this courier does.
     async fn moved(
         &self,
-        kept: Kept,
+        revision: u64,
         before: &Record,
         mut next: Record,
         original: &Original,
@@ -235,7 +257,7 @@ impl Worker {
             None => None,
         };
         next.telling = lease.as_ref().map(|(telling, _)| telling.clone()).or(next.telling);
-        if self.write_record(&next, kept.revision).await?.is_none() {
+        if self.write_record(&next, revision).await?.is_none() {
             return Ok(None);
         }
         self.metrics.task_moves.get_or_create(&StatusLabels { status: next.status.as_str() }).inc();
@@ -341,20 +363,11 @@ impl Worker {
     ///
     /// It is said in OUTBOX, where it goes the way of every update.
     pub(super) async fn deadline(&self, received: &Received, task_id: &str) -> Answer {
-        let kept = match self.broker.task(task_id).await {
-            Ok(Some(kept)) => kept,
-            Ok(None) => return Answer::Ack,
-            Err(error) => {
-                tracing::warn!("The deadline of task {task_id} has to wait: {error}");
-                return Answer::Again;
-            }
-        };
-        let record = match serde_json::from_slice::<Record>(&kept.value) {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::error!("The state of task {task_id} is none that Hookbridge writes: {error}");
-                return Answer::Terminate;
-            }
+        let record = match self.find(task_id).await {
+            Found::Task(record, _) => record,
+            Found::None => return Answer::Ack,
+            Found::Unreadable => return Answer::Terminate,
+            Found::Unknown => return Answer::Again,
         };
         let due = received.headers.get(DEADLINE).unwrap_or_default();
         let expected = format!("retry.due.{}.{task_id}", task::deadline_token(&record.agent));

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use super::super::pointer::Pointer;
 use super::super::receipt;
 use super::super::worker::{Job, Worker};
+use super::Found;
 use crate::broker::{PublishError, ReadError};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
@@ -62,16 +63,12 @@ impl Worker {
         }
         let task_id = &call.record.task_id;
         for _ in 0..super::TRIES {
-            let kept = match self.broker.task(task_id).await {
-                Ok(Some(kept)) => kept,
+            let (mut record, revision) = match self.find(task_id).await {
+                Found::Task(record, revision) => (record, revision),
                 // The state of what has ended long since is forgotten; there is nothing left to overtake.
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    tracing::warn!("A callback of task {task_id} has to wait: {error}");
-                    return not_yet(AGAIN);
-                }
+                Found::None | Found::Unreadable => return Ok(()),
+                Found::Unknown => return not_yet(AGAIN),
             };
-            let Ok(mut record) = serde_json::from_slice::<Record>(&kept.value) else { return Ok(()) };
             if record.is_superseded(call.sequence) {
                 let detail = "the task has moved on, and its client hears of that".to_owned();
                 return Err(NotItsTurn::Superseded(detail));
@@ -81,7 +78,7 @@ impl Worker {
                 return not_yet(AGAIN);
             };
             record.telling = Some(telling);
-            match self.write_record(&record, kept.revision).await {
+            match self.write_record(&record, revision).await {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) => {}
                 Err(PublishError::TooLarge) => return Ok(()),
