@@ -18,15 +18,16 @@ from wire import Unreachable, request, run
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Passes tasks on to a slow HTTP service.")
-    parser.add_argument("--url", required=True, help="never from the task: it must not choose where we call")
-    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="default: 600")
+    # Never from the task: whoever delegates must not choose where we call.
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
     options = agent_options(parser, "legacy")
 
     async def work(task: Task):
         await task.working(message="waiting for the legacy system")
-        headers = {"Idempotency-Key": task.id}
+        headers, sent = {"Idempotency-Key": task.id}, task.body.get("input")
         try:
-            status, body = await request("POST", options.url, headers, task.body.get("input"), options.timeout)
+            status, body = await request("POST", options.url, headers, sent, options.timeout)
         except Unreachable as error:
             raise Failed("legacy-unreachable", str(error)) from error
         if not 200 <= status < 300:

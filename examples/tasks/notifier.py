@@ -24,8 +24,9 @@ async def watch(options: argparse.Namespace) -> int:
         jetstream = client.jetstream()
         # Not the agent's name alone: [agents.<name>] gives that durable to tasks for the agent.
         durable = f"{options.agent}-states"
-        since_now = ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
-        subscription = await jetstream.pull_subscribe("tasks.*.*.state", durable, "TASKS", since_now)
+        from_now = ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
+        subject = "tasks.*.*.state"
+        subscription = await jetstream.pull_subscribe(subject, durable, "TASKS", from_now)
         stop = stop_on_signals()
         emit({"ready": True})
         while not stop.is_set():

@@ -29,7 +29,7 @@ class Gateway:
         """Asks until there is an answer that is no request to come again."""
         while True:
             try:
-                status, answer = await request(method, self.url + path, self.headers, body, timeout=15)
+                status, answer = await request(method, self.url + path, self.headers, body, 15)
                 if status not in (408, 429) and status < 500:
                     return status, json.loads(answer)
                 log(f"{method} {path} was answered {status}")
@@ -38,7 +38,7 @@ class Gateway:
             await asyncio.sleep(1)
 
 
-async def see_through(job: dict, gateway: Gateway, ended: dict, options: argparse.Namespace) -> bool:
+async def see_through(job: dict, gateway: Gateway, ended: dict, options) -> bool:
     """Delegates one job and waits for its end; returns whether there is one."""
     task = {key: value for key, value in job.items() if key != "agent"}
     task.setdefault("task_id", message_id("job", json.dumps(job, sort_keys=True)))
@@ -47,7 +47,6 @@ async def see_through(job: dict, gateway: Gateway, ended: dict, options: argpars
     name = {"task_id": task["task_id"], "agent": job["agent"]}
 
     heard = ended[task["task_id"]] = asyncio.Event()
-
     status, answer = await gateway.ask("POST", f"/agents/{job['agent']}/tasks", task)
     while status < 400:
         heard.clear()
@@ -89,7 +88,7 @@ def main() -> int:
     parser.add_argument("--gateway", default="http://127.0.0.1:8080")
     parser.add_argument("--callback-url", metavar="URL", help="where the client is called back")
     parser.add_argument("--look-every", type=float, default=10, metavar="SECONDS")
-    parser.add_argument("--within", type=float, default=600, metavar="SECONDS", help="for all of them")
+    parser.add_argument("--within", type=float, default=600, metavar="SECONDS")
     parser.add_argument("jobs", type=argparse.FileType(), help="a file, or - for standard input")
     options = parser.parse_args()
     options.token = os.environ.get("HOOKBRIDGE_TOKEN")

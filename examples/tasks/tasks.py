@@ -72,8 +72,9 @@ async def serve(options: argparse.Namespace, work) -> int:
         try:  # The configuration makes the durable, and nobody else.
             consumer = await jetstream.consumer_info("TASKS", options.agent)
         except nats.js.errors.NotFoundError:
-            log(f"there is no consumer `{options.agent}` on TASKS: Hookbridge needs [agents.{options.agent}]")
+            log(f"no consumer `{options.agent}` on TASKS: add [agents.{options.agent}], restart Hookbridge")
             return 1
+        interval = (consumer.config.ack_wait or 30) / 3
         in_hand: dict[str, Task] = {}
         await client.subscribe(f"tasks.{options.agent}.*.cancel", cb=call_off(in_hand))
         subscription = await jetstream.pull_subscribe_bind(options.agent, "TASKS")
@@ -82,7 +83,7 @@ async def serve(options: argparse.Namespace, work) -> int:
         while not stop.is_set():
             message = await next_message(client, subscription, stop)
             if message:
-                heartbeat = asyncio.create_task(keep_in_progress(message, (consumer.config.ack_wait or 30) / 3))
+                heartbeat = asyncio.create_task(keep_in_progress(message, interval))
                 await handle(jetstream, options.agent, message, in_hand, work)
                 heartbeat.cancel()
         return 0
@@ -124,9 +125,10 @@ async def do(task: Task, work) -> str:
         raise
     except Failed as failure:
         end = {"status": "failed", "error": failure.error}
-    except Exception as error:  # A mistake of ours: its details are for the log.
-        log(f"task {task.id}: {error!r}")
-        end = {"status": "failed", "error": {"code": "internal", "message": "the agent made a mistake"}}
+    except Exception as mistake:  # Ours: its details are for the log.
+        log(f"task {task.id}: {mistake!r}")
+        error = {"code": "internal", "message": "the agent made a mistake"}
+        end = {"status": "failed", "error": error}
     finally:
         working.cancel()
         called_off.cancel()

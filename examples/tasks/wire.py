@@ -32,7 +32,8 @@ async def next_message(client: nats.NATS, subscription, stop: asyncio.Event):
     if client.is_closed:
         raise nats.errors.ConnectionClosedError
     if not client.is_connected:
-        await asyncio.sleep(0.2)  # Requests made now would all be served at once after the reconnect.
+        # Requests made now would pile up, and all be served at once after the reconnect.
+        await asyncio.sleep(0.2)
         return None
     # One at a time: a message that waits here unseen would use up its ack_wait.
     fetch = asyncio.create_task(subscription.fetch(1, timeout=5))
@@ -77,11 +78,12 @@ class Unreachable(Exception):
 async def request(method: str, url: str, headers: dict, body, timeout: float) -> tuple[int, bytes]:
     """Makes an HTTP request in a thread; returns status and body, whatever the status is."""
     sent = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url, sent, {"Content-Type": "application/json", **headers}, method=method)
+    headers = {"Content-Type": "application/json", **headers}
+    asked = urllib.request.Request(url, sent, headers, method=method)
     try:
         # The library's timeout is for each read, this one is for all of them.
         return await asyncio.wait_for(asyncio.to_thread(answer, asked, timeout), timeout)
-    except asyncio.TimeoutError as error:
+    except (asyncio.TimeoutError, TimeoutError) as error:  # Two until Python 3.11.
         raise Unreachable(f"no answer within {timeout:g} s") from error
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(str(error) or repr(error)) from error

@@ -17,7 +17,7 @@ from wire import run
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Counts the words of the items of a task.")
-    parser.add_argument("--pace", type=float, default=0.5, metavar="SECONDS", help="that one item takes")
+    parser.add_argument("--pace", type=float, default=0.5, metavar="SECONDS", help="for each item")
     options = agent_options(parser, "worker")
 
     async def work(task: Task) -> dict:
@@ -26,7 +26,8 @@ def main() -> int:
             raise Failed("bad-task", "`items` must be a list of texts")
         words = []
         for number, item in enumerate(items):
-            await task.working(progress=number / len(items), message=f"item {number + 1} of {len(items)}")
+            message = f"item {number + 1} of {len(items)}"
+            await task.working(progress=number / len(items), message=message)
             await asyncio.sleep(options.pace)  # Here is the place for what takes long.
             words.append(len(item.split()))
         return {"words": words}

@@ -227,6 +227,7 @@ async fn a_worker_stops_what_is_called_off_and_takes_the_next_task() {
         request("DELETE", &url, &[TOKEN], "").await.assert_status(200);
     };
     call_off("t-0").await;
+    crew.nats.message("TASKS", "tasks.worker.t-0.state").await;
     let worker = crew.agent("worker.py", &["--pace", "3600"]).await;
     worker.says("ended-before").await;
 
