@@ -39,13 +39,16 @@ async def watch(options: argparse.Namespace) -> int:
 
 
 async def handle(jetstream, message, options: argparse.Namespace) -> None:
-    move = json.loads(message.data)
     try:
+        move = json.loads(message.data)
         if move["status"] in ENDS:
             await notify(jetstream, move, options)
         await message.ack()
+    except (KeyError, TypeError, ValueError):  # Whoever may publish here can publish anything.
+        log(f"a message on {message.subject} is no move")
+        await message.term()
     except nats.errors.Error as error:
-        log(f"the move of task {move['task_id']} comes back: {error!r}")
+        log(f"a message on {message.subject} comes back: {error!r}")
         with contextlib.suppress(nats.errors.Error):
             await message.nak(delay=5)
 

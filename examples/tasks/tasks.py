@@ -72,7 +72,7 @@ async def serve(options: argparse.Namespace, work) -> int:
         try:  # The configuration makes the durable, and nobody else.
             consumer = await jetstream.consumer_info("TASKS", options.agent)
         except nats.js.errors.NotFoundError:
-            log(f"no consumer `{options.agent}` on TASKS: add [agents.{options.agent}], restart Hookbridge")
+            log(f"there is no consumer `{options.agent}` on TASKS: add [agents.{options.agent}]")
             return 1
         interval = (consumer.config.ack_wait or 30) / 3
         in_hand: dict[str, Task] = {}
@@ -84,8 +84,10 @@ async def serve(options: argparse.Namespace, work) -> int:
             message = await next_message(client, subscription, stop)
             if message:
                 heartbeat = asyncio.create_task(keep_in_progress(message, interval))
-                await handle(jetstream, options.agent, message, in_hand, work)
-                heartbeat.cancel()
+                try:
+                    await handle(jetstream, options.agent, message, in_hand, work)
+                finally:
+                    heartbeat.cancel()
         return 0
     finally:
         await leave(client)
@@ -93,10 +95,11 @@ async def serve(options: argparse.Namespace, work) -> int:
 
 async def handle(jetstream, agent: str, message, in_hand: dict, work) -> None:
     """Sees one task to its end, or gives it back."""
-    if "Hookbridge-Task-Id" not in (message.headers or {}):
+    try:
+        task = Task(jetstream, agent, message)
+    except (KeyError, TypeError, ValueError):  # Whoever may publish here can publish anything.
         log(f"a message on {message.subject} is no task")
         return await message.term()
-    task = Task(jetstream, agent, message)
     in_hand[task.id] = task
     try:
         outcome = "ended-before" if await task.has_ended() else await do(task, work)

@@ -290,6 +290,26 @@ async fn a_notifier_tells_afterwards_what_happened_while_it_was_away() {
 }
 
 #[tokio::test]
+async fn what_anybody_may_have_published_stops_neither_a_worker_nor_the_notifier() {
+    let crew = Crew::gather().await;
+    let worker = crew.agent("worker.py", &[]).await;
+    let notifier = crew.agent("notifier.py", &[]).await;
+    let named = ("Hookbridge-Task-Id", "t-1");
+    for (headers, body) in [(&[][..], "{}"), (&[named], "what?"), (&[named], "\u{0}")] {
+        crew.nats.publish("tasks.worker.t-1", headers, body).await;
+    }
+    for body in ["what?", "[]", "{}"] {
+        crew.nats.publish("tasks.worker.t-1.state", &[], body).await;
+    }
+    crew.delegate("worker", "t-2", json!({"items": []})).await;
+    worker.says("completed").await;
+    assert_eq!(crew.notices(1).await, ["Task t-2 of worker: completed"]);
+    for (program, count) in [(worker, 3), (notifier, 3)] {
+        assert_eq!(program.stderr().lines().count(), count, "{}", program.stderr());
+    }
+}
+
+#[tokio::test]
 async fn an_orchestrator_says_what_was_refused_and_what_has_not_ended() {
     let crew = Crew::gather().await;
     let folder = tempfile::tempdir().unwrap();
