@@ -1,5 +1,7 @@
 //! The examples, end to end: a webhook comes in, an agent answers it, a receiver verifies what goes out.
 
+mod tasks;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -70,10 +72,16 @@ async fn an_answer_arrives(agent: &mut Command) {
 
 /// The configuration that the examples' README gives, with the receiver where it is.
 fn readme(receiver: &str) -> String {
-    let readme = fs::read_to_string(example("README.md")).unwrap();
-    let block = readme.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let block = block("README.md", "toml");
     assert!(block.contains("http://127.0.0.1:8090/"), "{block}");
     block.replace("http://127.0.0.1:8090/", receiver)
+}
+
+/// The first block of a language in one of the examples' pages.
+fn block(page: &str, language: &str) -> String {
+    let page = fs::read_to_string(example(page)).unwrap();
+    let block = page.split(&format!("```{language}\n")).nth(1).and_then(|rest| rest.split("```").next());
+    block.unwrap().to_owned()
 }
 
 fn example(path: &str) -> PathBuf {

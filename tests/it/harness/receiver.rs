@@ -31,6 +31,8 @@ pub(crate) enum Reply {
     Hang,
     /// Answer 204 when the test releases it.
     Hold,
+    /// Answer 200 with this body when the test releases it.
+    HoldBody(String),
     /// Close the connection without an answer.
     Close,
     /// Answer 200 and a body without end.
@@ -164,9 +166,10 @@ async fn serve(mut stream: TcpStream, state: State) {
         let reply = reply.unwrap_or_else(|| state.otherwise.lock().unwrap().clone());
         drop(state.tell.send(delivered).await);
         let written = match reply {
-            Reply::Body(body) => {
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
-                stream.write_all(format!("{head}{body}").as_bytes()).await
+            Reply::Body(body) => with_body(&mut stream, &body).await,
+            Reply::HoldBody(body) => {
+                state.released.notified().await;
+                with_body(&mut stream, &body).await
             }
             Reply::Raw(text) => stream.write_all(text.as_bytes()).await,
             Reply::RawThenClose(text) => {
@@ -197,6 +200,11 @@ async fn serve(mut stream: TcpStream, state: State) {
 async fn answer(stream: &mut TcpStream, status: u16, header: &str) -> std::io::Result<()> {
     let length = if status == 204 { "" } else { "content-length: 0\r\n" };
     stream.write_all(format!("HTTP/1.1 {status} Status\r\n{length}{header}\r\n").as_bytes()).await
+}
+
+async fn with_body(stream: &mut TcpStream, body: &str) -> std::io::Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{body}").as_bytes()).await
 }
 
 /// 2 GB, unless the other side has enough of it.
