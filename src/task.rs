@@ -12,7 +12,7 @@ mod status;
 mod update;
 
 pub(crate) use record::{Applied, Cause, Record, SHOWN, Step, Telling};
-pub(crate) use reply::{Replies, told_status};
+pub(crate) use reply::{GOOD_FOR, Replies, Tells};
 pub(crate) use request::{Defaults, Request};
 pub(crate) use status::Status;
 pub(crate) use update::{Update, callback_body};

@@ -95,7 +95,7 @@ impl Worker {
             }
             Err(NotItsTurn::NotYet(until)) => return Box::pin(self.hold(job, Why::Turn, until)).await,
         }
-        let made = match self.registry.now().with_reply(job.message) {
+        let made = match self.registry.now().with_reply(job.message, job.original.stored) {
             Ok(message) => self.sender.payload(destination, &message, job.original.stored).await,
             Err(refusal) => Err(refusal),
         };
@@ -111,7 +111,10 @@ impl Worker {
         let token = job.route.token.as_deref().unwrap_or_default();
         match self.gates.pass(token, policy, job.held, !job.in_line).await {
             Ok(pass) => self.attempt(job, destination, &payload, pass).await,
-            Err(NotNow { why, until }) => Box::pin(self.hold(job, why, until)).await,
+            Err(NotNow { why, until }) => {
+                Box::pin(self.tell_no_more(job)).await;
+                Box::pin(self.hold(job, why, until)).await
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName};
 use url::Url;
@@ -141,9 +141,10 @@ impl Destinations {
     }
 
     /// A message with the URL in its body that calls back to its agent, if it wants a reply.
-    pub(super) fn with_reply<'a>(&self, message: &'a Message) -> Result<Cow<'a, Message>, Refusal> {
+    /// `stored` is when it was stored.
+    pub(super) fn with_reply<'a>(&self, message: &'a Message, stored: SystemTime) -> Result<Cow<'a, Message>, Refusal> {
         let Some(task_id) = &message.reply else { return Ok(Cow::Borrowed(message)) };
-        let body = self.replies.put_into(&message.body, &message.agent, task_id);
+        let body = self.replies.put_into(&message.body, &message.agent, task_id, stored);
         let body = body.map_err(|why| Refusal::new(Reason::Malformed, why))?;
         Ok(Cow::Owned(Message { body, ..message.clone() }))
     }

@@ -129,6 +129,9 @@ pub(super) fn understand(original: &Original) -> Result<Message, Malformed> {
     if reply.as_deref().is_some_and(|task_id| !name::is_token(task_id)) {
         return Err(malformed(format!("header `{REPLY}` must have 1 to 64 of A-Z a-z 0-9 _ -")));
     }
+    if reply.is_some() && !matches!(envelope.target, Some(Target::Endpoint(_) | Target::Callback(_))) {
+        return Err(malformed(format!("header `{REPLY}` needs one endpoint, or one callback URL, to go to")));
+    }
     let envelope_id = envelope.id.as_deref().filter(|id| !id.is_empty());
     let id = header_id.clone().or_else(|| envelope_id.map(id::message));
     let body = match envelope.payload {

@@ -63,6 +63,14 @@ impl Ledger {
         }
     }
 
+    /// Publishes news that others can also read elsewhere. What cannot be published is left.
+    pub(super) async fn news(&self, outgoing: &Outgoing) {
+        let publish = || self.broker.publish(outgoing, CONFIRM_WITHIN);
+        if let Err(error) = self.persist(&outgoing.subject, RECEIPT_TRIES, publish).await {
+            tracing::warn!("Nobody hears of {}: {error}", outgoing.subject);
+        }
+    }
+
     /// Puts a schedule into RETRY. `false`: another message waits on that subject, or the one to be replaced is gone.
     pub(super) async fn schedule(&self, schedule: &Schedule) -> bool {
         let publish = || self.broker.schedule(schedule, CONFIRM_WITHIN);

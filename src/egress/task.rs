@@ -20,6 +20,7 @@ use super::reason::{Reason, Refusal};
 use super::receipt::{Receipt, Status as Outcome};
 use super::replay::Replayed;
 use super::route::{self, Route};
+use super::standing::{Standing, Subject};
 use super::turns::Turn;
 use super::worker::{Answer, Job, Worker};
 use crate::broker::{Outgoing, PublishError, Received};
@@ -27,13 +28,13 @@ use crate::config::StreamKind;
 use crate::event::headers::Headers;
 use crate::event::{name, subject};
 use crate::task::{self, Applied, CAUSE, Cause, DEADLINE, Record, Status, TASK_ID, Update, a2a};
-use crate::telemetry::metrics::StatusLabels;
+use crate::telemetry::metrics::{HeldLabels, StatusLabels};
 pub(super) use telling::{Call, NotItsTurn};
 
 /// How often a move is tried while others change the record.
 const TRIES: u32 = 20;
-/// How far the clocks of gateway and server may be apart.
-const CLOCKS: Duration = Duration::from_secs(30);
+/// How far the clocks of gateway and server may be apart, at least and at most.
+const CLOCKS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// The shortest and the longest time that an update is put off because of others of its task.
 const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -95,10 +96,16 @@ impl Worker {
         let names_one = received.headers.get(TASK_ID).is_some()
             || memchr::memmem::find(&received.payload, b"\"task_id\"").is_some();
         let message = names_one.then(|| intake::understand(&self.received(received)).ok()).flatten();
-        match message.map(|message| message.target) {
-            Some(Target::Task(task_id)) => self.turns.take(&task_id).map_or(Lane::Full, Lane::Turn),
+        let Some(message) = message else { return Lane::None };
+        match &message.target {
+            Target::Task(task_id) => self.turn(&message.agent, task_id).map_or(Lane::Full, Lane::Turn),
             _ => Lane::None,
         }
+    }
+
+    /// The next place in a task's lane. An agent that has no part in the task has a lane of its own for it.
+    fn turn(&self, agent: &str, task_id: &str) -> Option<Turn> {
+        self.turns.take(&format!("{agent}.{}", subject::token(task_id)))
     }
 
     /// Deals with an update of a task.
@@ -113,14 +120,16 @@ impl Worker {
     ) -> Answer {
         let turn = match (lane, &message.target) {
             (Lane::Turn(turn), _) => Some(turn),
-            (Lane::None, Target::Task(task_id)) => self.turns.take(task_id),
+            (Lane::None, Target::Task(task_id)) => self.turn(&message.agent, task_id),
             _ => None,
         };
         let Some(mut turn) = turn else { return self.put_off_update(original, &message, attempt).await };
+        if held == Some(Why::Turn) && self.was_cancelled(original, &message, attempt).await {
+            return Answer::Ack;
+        }
         turn.wait_to_apply().await;
-        // What comes out of RETRY was told before it was put there.
-        let again = attempt == 1 && held.is_none();
-        let led = self.lead(original, &mut message, again).await;
+        // After an attempt it is known that everybody was told.
+        let led = self.lead(original, &mut message, attempt == 1).await;
         turn.applied();
         match led {
             Led::Unknown => Answer::Again,
@@ -137,17 +146,30 @@ impl Worker {
         }
     }
 
+    /// Ends an update that somebody cancelled while it was put off, before it moves anything.
+    async fn was_cancelled(&self, original: &Original, message: &Message, attempt: u32) -> bool {
+        let route = put_off_route(message);
+        let (agent, delivery_id, sequence) = (&message.agent, &message.id, original.sequence);
+        let token = route.token.as_deref().unwrap_or_default();
+        let asked = Subject { token, url: "", agent, delivery_id, sequence };
+        let Standing::Cancelled(detail) = self.standings.standing(asked) else { return false };
+        let (held, in_line, turn) = (None, false, None);
+        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
+        self.cancel(&job, "cancelled", detail).await;
+        true
+    }
+
     /// Lets an update wait in the stream: so many of its task are in hand that more would take the place of others.
     /// The older it is the longer, so that a flood of them does not go round and round.
     async fn put_off_update(&self, original: &Original, message: &Message, attempt: u32) -> Answer {
-        let refusal = Refusal::new(Reason::Unroutable, "");
-        let token = Some(format!("u_{}", message.agent));
-        let route = Route { token, ..Route::nowhere(message.id.clone(), refusal) };
+        let route = put_off_route(message);
         let (held, in_line, turn) = (Some(Why::Turn), false, None);
         let job = Job { original, message, route: &route, attempt, held, in_line, turn };
         let now = self.clock.now();
         let age = now.duration_since(original.stored).unwrap_or_default().clamp(PUT_OFF.0, PUT_OFF.1);
         self.schedule(&job, attempt, held, now + age.mul_f64(0.5 + rand::random::<f64>())).await;
+        let labels = HeldLabels { destination: "task".to_owned(), why: Why::Turn.as_str() };
+        self.metrics.held.get_or_create(&labels).inc();
         Answer::Ack
     }
 
@@ -175,7 +197,7 @@ impl Worker {
                 Found::Unknown => return Led::Unknown,
             };
             let made = humantime::parse_rfc3339(&record.created_at).unwrap_or(SystemTime::UNIX_EPOCH);
-            if original.stored + CLOCKS < made {
+            if original.stored + self.clocks() < made {
                 return refuse(Reason::Unroutable, format!("was said before task `{task_id}` was made"));
             }
             // A replay repeats what moved the task when it was first said.
@@ -183,7 +205,12 @@ impl Worker {
                 .history
                 .iter()
                 .find(|step| step.delivery.as_ref() == Some(&message.id) && step.status == update.status);
-            let replayed = said_before.filter(|_| Replayed::read(&original.headers).is_some());
+            let is_replay = Replayed::read(&original.headers).is_some();
+            if is_replay && said_before.is_none() && !update.status.is_terminal() && record.sequence > 0 {
+                let detail = "what it repeats is no longer part of the task's history".to_owned();
+                return Led::To(Route::superseded(&message.id, detail));
+            }
+            let replayed = said_before.filter(|_| is_replay);
             let sequence = replayed.map_or(original.sequence, |step| step.sequence);
             let cause = Cause { agent: &message.agent, sequence, delivery: &message.id, now: self.clock.now() };
             let mut tell = true;
@@ -209,12 +236,15 @@ impl Worker {
                 Applied::NotYours => {
                     return refuse(Reason::Forbidden, format!("task `{task_id}` is held by another agent"));
                 }
-                // Calling off, and the deadline, may come when it is over. That is nobody's mistake.
-                Applied::Illegal(why) if original.headers.get(CAUSE).is_some() => {
+                // Calling off, the deadline, and an agent's answer to either may come when it is over.
+                Applied::Illegal(why) if original.headers.get(CAUSE).is_some() || both_canceled(&record, &update) => {
                     return Led::To(Route::superseded(&message.id, why));
                 }
                 Applied::Illegal(why) => return refuse(Reason::Illegal, why),
             };
+            if tell && record.status.is_terminal() && record.deadline.is_some() {
+                self.forget_deadline(&record).await;
+            }
             if tell {
                 self.tell_move(&record, sequence, original).await;
             }
@@ -224,6 +254,11 @@ impl Worker {
             return Led::To(self.callback(original, message, &update, record, sequence, lease));
         }
         Led::Unknown
+    }
+
+    /// How far clocks may be apart. An earlier task of the same id was forgotten longer ago than that.
+    fn clocks(&self) -> Duration {
+        (self.task_retention / 2).clamp(CLOCKS.0, CLOCKS.1)
     }
 
     /// Looks a task up.
@@ -256,15 +291,15 @@ impl Worker {
             Some(delivery) => self.lease_if_free(before, original.sequence, &delivery, 1).await,
             None => None,
         };
-        next.telling = lease.as_ref().map(|(telling, _)| telling.clone()).or(next.telling);
+        next.telling = lease.as_ref().map(|lease| lease.telling.clone()).or(next.telling);
         if self.write_record(&next, revision).await?.is_none() {
             return Ok(None);
         }
         self.metrics.task_moves.get_or_create(&StatusLabels { status: next.status.as_str() }).inc();
-        if next.status.is_terminal() && next.deadline.is_some() {
-            self.forget_deadline(&next).await;
+        if let Some(lease) = &lease {
+            self.supersede(&next, lease).await;
         }
-        Ok(Some((next, lease.map(|(_, until)| until))))
+        Ok(Some((next, lease.map(|lease| lease.until))))
     }
 
     /// Writes a record in the place of the one with this revision. `None`: somebody else wrote it meanwhile.
@@ -333,8 +368,7 @@ impl Worker {
         let mut headers = Headers::default();
         headers.push("content-type", "application/json");
         let payload = serde_json::to_vec(said).unwrap_or_default().into();
-        // A few hundred bytes: a server that takes no such message takes none at all.
-        drop(self.ledger.write(&Outgoing { subject, headers, payload, message_id: Some(message_id) }).await);
+        self.ledger.news(&Outgoing { subject, headers, payload, message_id: Some(message_id) }).await;
     }
 
     /// The receipt of an update that moved its task and is told to nobody.
@@ -371,8 +405,12 @@ impl Worker {
         };
         let due = received.headers.get(DEADLINE).unwrap_or_default();
         let expected = format!("retry.due.{}.{task_id}", task::deadline_token(&record.agent));
-        if record.deadline.as_deref() != Some(due) || received.subject != expected {
+        if received.subject != expected {
             return self.forged(received, "it is no deadline of any task");
+        }
+        if record.deadline.as_deref() != Some(due) {
+            tracing::debug!("Left a deadline of task {task_id} that is none any more, {due}");
+            return Answer::Ack;
         }
         // By the server's clock, which is the one that let it go.
         if humantime::parse_rfc3339(due).is_ok_and(|due| received.stored < due) {
@@ -405,6 +443,17 @@ impl Worker {
             tracing::debug!("The deadline of task {} stays until it is due: {error}", record.task_id);
         }
     }
+}
+
+/// The route of an update that is put off: where it goes is not known before it is applied.
+fn put_off_route(message: &Message) -> Route {
+    let token = Some(format!("u_{}", message.agent));
+    Route { token, ..Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, "it was put off")) }
+}
+
+/// An agent that is told of a cancel may well answer that the task is canceled.
+fn both_canceled(record: &Record, update: &Update) -> bool {
+    (record.status, update.status) == (Status::Canceled, Status::Canceled)
 }
 
 fn push_headers(push: &a2a::PushConfig) -> HeaderMap {

@@ -62,8 +62,6 @@ pub(super) struct Desk {
     max_body: usize,
     guard: Guard,
     replies: Replies,
-    /// How long it is kept that a token of a reply was used.
-    retention: Duration,
     /// Hosts of callbacks that were allowed, and when.
     foreseen: Mutex<BTreeMap<String, SystemTime>>,
     public_url: Option<Url>,
@@ -102,7 +100,6 @@ impl Desk {
             defaults: Defaults { deadline: config.tasks.deadline },
             max_body: usize::try_from(max_body.as_u64()).unwrap_or(usize::MAX),
             guard: Guard::new(&config.egress),
-            retention: config.tasks.retention,
             foreseen: Mutex::default(),
             public_url: config.gateway.public_url.clone(),
             lists: Semaphore::new(LISTS),

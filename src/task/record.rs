@@ -161,7 +161,9 @@ impl Record {
     /// Whether the callback of an outbox message says nothing any more: the client hears, or has heard, of a later
     /// move. What ends a task is never left out.
     pub(crate) fn is_superseded(&self, sequence: u64) -> bool {
-        let ends = self.step(sequence).is_some_and(|step| step.status.is_terminal());
+        // What a long history has left out has had many after it.
+        let Some(step) = self.step(sequence) else { return true };
+        let ends = step.status.is_terminal();
         let after = self.history.iter().skip_while(|step| step.sequence != sequence).skip(1);
         !ends && after.into_iter().any(|step| step.delivery.is_some())
     }

@@ -4,6 +4,7 @@
 //! until it is used: the token is a code over both names.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -14,10 +15,13 @@ use subtle::ConstantTimeEq;
 use url::Url;
 
 use super::Status;
+use crate::clock::unix_seconds;
 use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
 
 /// How many characters of the code a token has: 128 bits.
-const TOKEN: usize = 32;
+const CODE: usize = 32;
+/// How long a token is good.
+pub(crate) const GOOD_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What the code is for, so that none made for something else fits.
 const PURPOSE: &str = "hookbridge reply v1";
 
@@ -38,15 +42,14 @@ impl ReplyKey {
         Ok(Self(key))
     }
 
-    fn token(&self, agent: &str, task_id: &str) -> String {
-        let mut code = self.0.clone();
-        // Neither name can hold a line break.
-        for part in [PURPOSE, "\n", agent, "\n", task_id] {
+    /// The token that was given out at this time, in seconds since 1970.
+    fn token(&self, agent: &str, task_id: &str, given: u64) -> String {
+        let (mut code, given) = (self.0.clone(), given.to_string());
+        // None of the parts can hold a line break.
+        for part in [PURPOSE, "\n", agent, "\n", task_id, "\n", &given] {
             code.update(part.as_bytes());
         }
-        let mut token = HEXLOWER.encode(&code.finalize().into_bytes());
-        token.truncate(TOKEN);
-        token
+        format!("{given}-{}", &HEXLOWER.encode(&code.finalize().into_bytes())[..CODE])
     }
 }
 
@@ -62,14 +65,23 @@ impl Replies {
         self.keys.clone()
     }
 
-    /// Whether this is the token for an agent's task. Every key is tried, in constant time.
-    pub(crate) fn fits(&self, agent: &str, task_id: &str, token: &str) -> bool {
-        let fits = |key: &ReplyKey| bool::from(key.token(agent, task_id).as_bytes().ct_eq(token.as_bytes()));
-        self.keys.keys().iter().filter(|key| fits(key)).count() > 0
+    /// Whether this is a token for an agent's task that is still good. Every key is tried, in constant time.
+    pub(crate) fn fits(&self, agent: &str, task_id: &str, token: &str, now: SystemTime) -> bool {
+        let Some(given) = token.split_once('-').and_then(|(given, _)| given.parse::<u64>().ok()) else { return false };
+        let fits = |key: &ReplyKey| bool::from(key.token(agent, task_id, given).as_bytes().ct_eq(token.as_bytes()));
+        let is_ours = self.keys.keys().iter().filter(|key| fits(key)).count() > 0;
+        is_ours && unix_seconds(now) <= given.saturating_add(GOOD_FOR.as_secs())
     }
 
-    /// A message's body with the URL in it that calls back to the agent. The error says why it cannot be.
-    pub(crate) fn put_into(&self, body: &Bytes, agent: &str, task_id: &str) -> Result<Bytes, String> {
+    /// A message's body with the URL in it that calls back to the agent, the same for every attempt: `stored` is when
+    /// the message was. The error says why it cannot be.
+    pub(crate) fn put_into(
+        &self,
+        body: &Bytes,
+        agent: &str,
+        task_id: &str,
+        stored: SystemTime,
+    ) -> Result<Bytes, String> {
         let keys = self.keys.keys();
         let (Some(key), Some(public_url)) = (keys.first(), &self.public_url) else {
             return Err("replies need `replies.keys` and `gateway.public_url` in the configuration".to_owned());
@@ -79,7 +91,7 @@ impl Replies {
         if members.contains_key("callback_url") {
             return Err("the message has a `callback_url` already, and wants a reply at another".to_owned());
         }
-        let token = key.token(agent, task_id);
+        let token = key.token(agent, task_id, unix_seconds(stored));
         let base = public_url.as_str().trim_end_matches('/');
         let url = Value::from(format!("{base}/callbacks/{agent}/{task_id}?token={token}"));
         let Some(open) = body.iter().position(|byte| *byte == b'{') else { return Err("is no JSON object".to_owned()) };
@@ -89,15 +101,58 @@ impl Replies {
     }
 }
 
-/// The state that a callback tells, in its own words or in those of A2A; none where it tells of no state.
-pub(crate) fn told_status(body: &[u8]) -> Option<Status> {
-    let body: Map<String, Value> = serde_json::from_slice(body).ok()?;
-    if let Some(word) = body.get("status").and_then(Value::as_str) {
-        return word.parse().ok();
+/// What a reply tells of how far the work is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tells {
+    /// A state that Hookbridge knows.
+    State(Status),
+    /// A state in words of its own, or a part of a result: more may come.
+    Other,
+    /// Nothing of the kind: it is the reply.
+    Nothing,
+}
+
+impl Tells {
+    /// Reads a reply, in its own words or in those of A2A.
+    pub(crate) fn read(body: &[u8]) -> Self {
+        let Ok(body) = serde_json::from_slice::<Map<String, Value>>(body) else { return Self::Nothing };
+        if let Some(update) = ["statusUpdate", "task"].into_iter().find_map(|key| body.get(key)) {
+            return Self::of(update.get("status"));
+        }
+        // A2A's other notifications, and those of its version 0.3, which name their kind.
+        if ["artifactUpdate", "message"].into_iter().any(|key| body.get(key).is_some_and(Value::is_object)) {
+            return Self::Other;
+        }
+        match body.get("status") {
+            None if body.get("kind").is_some_and(Value::is_string) => Self::Other,
+            None => Self::Nothing,
+            status => Self::of(status),
+        }
     }
-    let a2a = ["statusUpdate", "task"].into_iter().find_map(|key| body.get(key))?;
-    let state = a2a.get("status")?.get("state")?.as_str()?;
-    state.strip_prefix("TASK_STATE_")?.to_ascii_lowercase().replace('_', "-").parse().ok()
+
+    fn of(status: Option<&Value>) -> Self {
+        let state = status.and_then(|status| status.get("state")).or(status).and_then(Value::as_str);
+        let word = state.unwrap_or_default();
+        let word = word.strip_prefix("TASK_STATE_").unwrap_or(word).to_ascii_lowercase().replace('_', "-");
+        word.parse().map_or(Self::Other, Self::State)
+    }
+
+    /// Whether nothing more is to come.
+    pub(crate) fn is_last(self) -> bool {
+        match self {
+            Self::State(status) => status.is_terminal(),
+            Self::Other => false,
+            Self::Nothing => true,
+        }
+    }
+
+    /// The word in the event's subject and type.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::State(status) => status.as_str(),
+            Self::Other | Self::Nothing => "unknown",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -110,19 +165,28 @@ mod tests {
     }
 
     fn put(body: &'static str) -> Result<String, String> {
-        let put = replies(&["key"]).put_into(&Bytes::from_static(body.as_bytes()), "planner", "t-1");
+        let put = replies(&["key"]).put_into(&Bytes::from_static(body.as_bytes()), "planner", "t-1", NOW);
         put.map(|body| String::from_utf8(body.to_vec()).unwrap())
     }
 
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
     #[test]
-    fn a_token_is_for_one_agent_and_one_task_and_outlives_a_change_of_keys() {
-        let token = replies(&["old"]).keys.keys()[0].token("planner", "t-1");
-        assert_eq!(token.len(), TOKEN);
-        assert!(replies(&["new", "old"]).fits("planner", "t-1", &token));
+    fn a_token_is_for_one_agent_one_task_and_its_time_and_outlives_a_change_of_keys() {
+        let token = replies(&["old"]).keys.keys()[0].token("planner", "t-1", 7);
+        assert_eq!(token.len(), "7-".len() + CODE);
+        assert!(replies(&["new", "old"]).fits("planner", "t-1", &token, NOW));
         for (agent, task_id) in [("planner", "t-2"), ("writer", "t-1"), ("planner\nt", "1")] {
-            assert!(!replies(&["old"]).fits(agent, task_id, &token));
+            assert!(!replies(&["old"]).fits(agent, task_id, &token, NOW));
         }
-        assert!(!replies(&["new"]).fits("planner", "t-1", &token) && !replies(&["old"]).fits("planner", "t-1", ""));
+        let later = token.replacen('7', "8", 1);
+        for wrong in ["", "7", "7-", "-", later.as_str()] {
+            assert!(!replies(&["old"]).fits("planner", "t-1", wrong, NOW), "{wrong}");
+        }
+        assert!(!replies(&["new"]).fits("planner", "t-1", &token, NOW));
+        let last = NOW + Duration::from_secs(7) + GOOD_FOR;
+        assert!(replies(&["old"]).fits("planner", "t-1", &token, last));
+        assert!(!replies(&["old"]).fits("planner", "t-1", &token, last + Duration::from_secs(1)));
     }
 
     #[test]
@@ -134,20 +198,37 @@ mod tests {
         assert!(put("[]").unwrap_err().contains("JSON object"));
         assert!(put(r#"{"callback_url":"https://a.example/"}"#).unwrap_err().contains("already"));
         let none = Replies::load(&[], None).unwrap();
-        assert!(none.put_into(&Bytes::from_static(b"{}"), "a", "t").unwrap_err().contains("replies.keys"));
+        assert!(none.put_into(&Bytes::from_static(b"{}"), "a", "t", NOW).unwrap_err().contains("replies.keys"));
     }
 
     #[test]
-    fn a_callbacks_state_is_read_in_both_ways_of_saying_it() {
-        for (body, status) in [
-            (r#"{"status":"working"}"#, Some(Status::Working)),
-            (r#"{"statusUpdate":{"status":{"state":"TASK_STATE_INPUT_REQUIRED"}}}"#, Some(Status::InputRequired)),
-            (r#"{"task":{"status":{"state":"TASK_STATE_COMPLETED"}}}"#, Some(Status::Completed)),
-            (r#"{"status":"done"}"#, None),
-            (r#"{"result":1}"#, None),
-            ("no JSON", None),
+    fn a_reply_is_the_last_where_it_ends_or_tells_of_no_state() {
+        let state = Tells::State;
+        for (body, tells, is_last) in [
+            (r#"{"status":"working"}"#, state(Status::Working), false),
+            (r#"{"status":"completed","result":1}"#, state(Status::Completed), true),
+            (r#"{"status":"queued"}"#, Tells::Other, false),
+            (r#"{"answer":42}"#, Tells::Nothing, true),
+            ("no JSON", Tells::Nothing, true),
+            // A2A 1.0.
+            (
+                r#"{"statusUpdate":{"status":{"state":"TASK_STATE_INPUT_REQUIRED"}}}"#,
+                state(Status::InputRequired),
+                false,
+            ),
+            (r#"{"task":{"status":{"state":"TASK_STATE_COMPLETED"}}}"#, state(Status::Completed), true),
+            (r#"{"artifactUpdate":{"artifact":{}}}"#, Tells::Other, false),
+            (r#"{"message":{"parts":[]}}"#, Tells::Other, false),
+            // A2A 0.3.
+            (r#"{"kind":"task","status":{"state":"working"}}"#, state(Status::Working), false),
+            (r#"{"kind":"status-update","status":{"state":"canceled"},"final":true}"#, state(Status::Canceled), true),
+            (r#"{"kind":"artifact-update","artifact":{}}"#, Tells::Other, false),
         ] {
-            assert_eq!(told_status(body.as_bytes()), status, "{body}");
+            assert_eq!(
+                (Tells::read(body.as_bytes()), Tells::read(body.as_bytes()).is_last()),
+                (tells, is_last),
+                "{body}"
+            );
         }
     }
 }

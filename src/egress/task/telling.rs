@@ -22,7 +22,9 @@ const LINE: Duration = Duration::from_millis(250);
 /// How long it then waits in the stream.
 const AGAIN: Duration = Duration::from_millis(500);
 /// What may pass between the word and the attempt, and what clocks may differ.
-const SLACK: Duration = Duration::from_secs(5);
+const SLACK: Duration = Duration::from_secs(10);
+/// How much of that must be left when the gate is asked: it may let a delivery wait for a second.
+const LEAST_SLACK: Duration = Duration::from_secs(4);
 
 /// What there is to know of a task's callback before it is sent.
 pub(crate) struct Call {
@@ -37,6 +39,14 @@ pub(crate) struct Call {
 pub(crate) enum NotItsTurn {
     Superseded(String),
     NotYet(SystemTime),
+}
+
+/// The word that this courier tells a client of something, before it is written.
+pub(super) struct Lease {
+    pub(super) telling: Telling,
+    pub(super) until: SystemTime,
+    /// The delivery that told before, and now waits for its next attempt.
+    waits: Option<String>,
 }
 
 /// What another callback of the task does.
@@ -54,8 +64,13 @@ impl Worker {
     pub(crate) async fn in_turn(&self, job: &Job<'_>) -> Result<(), NotItsTurn> {
         let (Some(call), Some(turn)) = (&job.route.call, &job.turn) else { return Ok(()) };
         let timeout = job.route.destination.as_ref().map_or(Duration::ZERO, |to| to.policy().timeout);
-        if call.lease.is_some_and(|until| until >= self.clock.now() + timeout) {
+        let lasts = |until: SystemTime| until >= self.clock.now() + timeout + LEAST_SLACK;
+        if call.lease.is_some_and(lasts) {
             return Ok(());
+        }
+        // Out of RETRY, this is the state as it was a moment ago.
+        if call.record.is_superseded(call.sequence) {
+            return Err(superseded());
         }
         let not_yet = |after| Err(NotItsTurn::NotYet(self.clock.now() + after));
         if !turn.lock().await.wait_to_tell(LINE).await {
@@ -70,17 +85,22 @@ impl Worker {
                 Found::Unknown => return not_yet(AGAIN),
             };
             if record.is_superseded(call.sequence) {
-                let detail = "the task has moved on, and its client hears of that".to_owned();
-                return Err(NotItsTurn::Superseded(detail));
+                return Err(superseded());
             }
             let (sequence, delivery) = (job.original.sequence, &job.route.delivery_id);
-            let Some((telling, _)) = self.lease_if_free(&record, sequence, delivery, job.attempt).await else {
+            let Some(lease) = self.lease_if_free(&record, sequence, delivery, job.attempt).await else {
                 return not_yet(AGAIN);
             };
-            record.telling = Some(telling);
+            record.telling = Some(lease.telling.clone());
             match self.write_record(&record, revision).await {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) => {}
+                Ok(Some(_)) => {
+                    self.supersede(&record, &lease).await;
+                    if lasts(lease.until) {
+                        return Ok(());
+                    }
+                }
+                // Not confirmed, it may be written: then it is found, and is this courier's own.
+                Ok(None) | Err(PublishError::Unconfirmed) => {}
                 Err(PublishError::TooLarge) => return Ok(()),
                 Err(error) => {
                     tracing::warn!("A callback of task {task_id} has to wait: {error}");
@@ -91,31 +111,42 @@ impl Worker {
         not_yet(AGAIN)
     }
 
-    /// The word that this courier tells the client of an attempt now, and until when, unless another may be doing so.
+    /// Takes the word back, where the attempt is not made now after all.
+    pub(crate) async fn tell_no_more(&self, job: &Job<'_>) {
+        let Some(call) = &job.route.call else { return };
+        if let Found::Task(mut record, revision) = self.find(&call.record.task_id).await
+            && record.telling.take_if(|telling| telling.sequence == job.original.sequence).is_some()
+            && let Err(error) = self.write_record(&record, revision).await
+        {
+            tracing::debug!("Others wait for a callback of task {} that is not sent: {error}", record.task_id);
+        }
+    }
+
+    /// The word that this courier tells the client of an attempt now, unless another may be doing so.
     pub(super) async fn lease_if_free(
         &self,
         record: &Record,
         sequence: u64,
         delivery: &str,
         attempt: u32,
-    ) -> Option<(Telling, SystemTime)> {
+    ) -> Option<Lease> {
         let other = match &record.telling {
             Some(telling) if telling.sequence != sequence => self.other(record, telling).await,
             _ => Ok(Other::Silent),
         };
-        match other {
-            Ok(Other::Silent) => {}
-            Ok(Other::Waits(waiting)) => self.supersede(record, &waiting).await,
+        let waits = match other {
+            Ok(Other::Silent) => None,
+            Ok(Other::Waits(waits)) => Some(waits),
             Ok(Other::Tells) => return None,
             Err(error) => {
                 tracing::debug!("It is not known whether task {} is being told of: {error}", record.task_id);
                 return None;
             }
-        }
+        };
         let timeout = self.registry.now().callbacks_of(&record.client).map_or(Duration::ZERO, |to| to.policy.timeout);
         let until = self.clock.now() + timeout + SLACK;
         let delivery = delivery.to_owned();
-        Some((Telling { sequence, attempt, delivery, until: rfc3339(until) }, until))
+        Some(Lease { telling: Telling { sequence, attempt, delivery, until: rfc3339(until) }, until, waits })
     }
 
     async fn other(&self, record: &Record, telling: &Telling) -> Result<Other, ReadError> {
@@ -133,8 +164,8 @@ impl Worker {
     }
 
     /// Lets a callback that waits and says nothing any more come now: whoever gets it ends it.
-    async fn supersede(&self, record: &Record, delivery: &str) {
-        let Some(callback) = &record.callback else { return };
+    pub(super) async fn supersede(&self, record: &Record, lease: &Lease) {
+        let (Some(callback), Some(delivery)) = (&record.callback, &lease.waits) else { return };
         let waits_on = format!("retry.at.{}.{delivery}", crate::event::id::callback_token(&callback.url));
         let waiting = self.broker.last(StreamKind::Retry, &waits_on).await;
         if let Ok(Some(waiting)) = waiting
@@ -145,4 +176,8 @@ impl Worker {
             tracing::debug!("A callback that says nothing any more waits until it is due: {error}");
         }
     }
+}
+
+fn superseded() -> NotItsTurn {
+    NotItsTurn::Superseded("the task has moved on, and its client hears of that".to_owned())
 }

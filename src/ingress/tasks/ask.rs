@@ -193,8 +193,8 @@ impl Desk {
     ) -> Result<(&'static str, Response), TaskError> {
         // A signature covers no path: whoever recorded one could send it to another task.
         let named = serde_json::from_slice::<Map<String, Value>>(body).unwrap_or_default();
-        if client.signs() && named.get("task_id").is_none_or(|named| named != task_id) {
-            let detail = "a signed DELETE needs a body that names the task: {\"task_id\":\"…\"}";
+        if client.signs() && named.get("cancel_task_id").is_none_or(|named| named != task_id) {
+            let detail = "a signed DELETE needs a body that names the task: {\"cancel_task_id\":\"…\"}";
             return Err(TaskError::Invalid(detail.to_owned()));
         }
         let (record, _) = self.task(client, task_id).await?;

@@ -87,40 +87,41 @@ impl Desk {
             },
             Err(wrong) => Err(TaskError::Invalid(wrong)),
         };
-        let request = match asked {
-            Ok(request) => request,
+        let written = match asked {
+            Ok(request) => {
+                let task_id = request.task_id.clone().unwrap_or_else(|| made_id(visit));
+                let record = record(&task_id, agent, client, request, &visit.body, now);
+                let offer = self.offer(visit, &record, span);
+                if offer.wire_bytes() > self.receiver.broker.max_payload() {
+                    let limit = self.max_body.min(self.receiver.room());
+                    return Err(TaskError::Unread(ReceiveError::BodyTooLarge { limit }));
+                }
+                self.write_down(record).await?
+            }
             // What could not be taken now may have been taken when it was first asked for.
             Err(error) => match self.taken_before(visit, agent).await? {
-                Some(record) => return Ok(("repeated", self.taken(visit, &record))),
+                Some(record) => Written::Before(record),
                 None => return Err(error),
             },
         };
-        let task_id = request.task_id.clone().unwrap_or_else(|| made_id(visit));
-        span.record("hookbridge.agent", agent.as_str());
-        span.record("hookbridge.task", task_id.as_str());
-        let record = record(&task_id, agent, client, request, &visit.body, now);
-        let offer = self.offer(visit, &record, span);
-        if offer.wire_bytes() > self.receiver.broker.max_payload() {
-            return Err(TaskError::Unread(ReceiveError::BodyTooLarge {
-                limit: self.max_body.min(self.receiver.room()),
-            }));
-        }
-        let record = match self.write_down(record).await? {
+        let record = match written {
             Written::New(record) => record,
             // Whoever asked before may have got no answer, because there was none to give.
             Written::Before(record) if record.status == Status::Submitted => record,
             Written::Before(record) => return Ok(("repeated", self.taken(visit, &record))),
         };
+        span.record("hookbridge.agent", agent.as_str());
+        span.record("hookbridge.task", record.task_id.as_str());
         self.schedule_deadline(&record).await?;
-        self.make_offer(&offer, &record).await?;
+        self.make_offer(&self.offer(visit, &record, span), &record).await?;
         Ok(("submitted", self.taken(visit, &record)))
     }
 
     /// The task that the very same request has led to before, if it has.
     async fn taken_before(&self, visit: &Visit<'_>, agent: &Name) -> Result<Option<Record>, TaskError> {
         let body = serde_json::from_slice::<Map<String, Value>>(&visit.body).unwrap_or_default();
-        let Some(task_id) = body.get("task_id").and_then(Value::as_str) else { return Ok(None) };
-        let found = match self.task(visit.client, task_id).await {
+        let named = body.get("task_id").and_then(Value::as_str).map(str::to_owned);
+        let found = match self.task(visit.client, &named.unwrap_or_else(|| made_id(visit))).await {
             Ok((record, _)) => record,
             Err(TaskError::NoTask) => return Ok(None),
             Err(error) => return Err(error),

@@ -15,17 +15,21 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use super::super::answer::ReceiveError;
 use super::error::TaskError;
 use super::{CONFIRM_WITHIN, Desk, Refused, json};
-use crate::broker::Outgoing;
+use crate::broker::{Outgoing, PublishError};
 use crate::event::cloud_event::CloudEvent;
 use crate::event::{id, name, trace};
 use crate::listener::Peer;
-use crate::task::told_status;
+use crate::task::{GOOD_FOR, Tells};
 use crate::telemetry::traces;
 
 /// Where callers put a token that does not stand in the URL.
 const TOKEN_HEADERS: [&str; 2] = ["x-a2a-notification-token", "a2a-notification-token"];
+
+/// How often it is tried to use a token up while somebody else does.
+const TRIES: usize = 5;
 
 /// The stream has the reply.
 #[derive(Serialize)]
@@ -35,9 +39,11 @@ struct Accepted<'a> {
 }
 
 /// What is kept of a token that was used: by which reply.
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Used {
     used_by: String,
+    /// The hash of its body.
+    body: String,
 }
 
 pub(super) async fn reply(
@@ -75,37 +81,47 @@ impl Desk {
         self.receiver.check_size(&head.headers, limit)?;
         self.receiver.check_stranger(sender)?;
         let is_named = name::is_token(agent) && name::is_token(task_id);
-        if !is_named || !token(&head).is_some_and(|token| self.replies.fits(agent, task_id, &token)) {
+        if !is_named
+            || !token(&head).is_some_and(|token| self.replies.fits(agent, task_id, &token, self.receiver.clock.now()))
+        {
             return Err(TaskError::Unauthorized);
         }
         let (body, _held) = self.receiver.body(begun, &head.headers, body, limit).await?;
         let sent = head.headers.get("webhook-id").and_then(|id| id.to_str().ok()).and_then(id::provider);
         let reply = sent.unwrap_or_else(|| format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(&body))));
-        let status = told_status(&body);
-        // What tells of no state, or of the last one, is the reply; what comes after it is none.
-        self.use_token(agent, task_id, &reply, status.is_none_or(|status| status.is_terminal())).await?;
-        let word = status.map_or("unknown", |status| status.as_str());
-        let outgoing = event(agent, task_id, &reply, word, &head, body, self.receiver.clock.now());
+        let tells = Tells::read(&body);
+        let used = Used { used_by: reply.clone(), body: HEXLOWER.encode(&Sha256::digest(&body)) };
+        let outgoing = event(agent, task_id, &reply, tells.as_str(), &head, body, self.receiver.clock.now());
         if outgoing.wire_bytes() > self.receiver.broker.max_payload() {
-            return Err(TaskError::Invalid("the reply is larger than the server's max_payload".to_owned()));
+            return Err(TaskError::Unread(ReceiveError::BodyTooLarge { limit }));
         }
+        self.use_token(agent, task_id, &used, tells.is_last()).await?;
         let stored = self.receiver.broker.publish(&outgoing, CONFIRM_WITHIN).await?;
         let accepted = Accepted { id: &reply, duplicate: stored.duplicate };
         Ok((stored.duplicate, json(StatusCode::ACCEPTED, &accepted)))
     }
 
     /// Uses the token up, where this is the last reply. One that was used up takes only the same reply again.
-    async fn use_token(&self, agent: &str, task_id: &str, reply: &str, is_last: bool) -> Result<(), TaskError> {
+    async fn use_token(&self, agent: &str, task_id: &str, reply: &Used, is_last: bool) -> Result<(), TaskError> {
         let (broker, key) = (&self.receiver.broker, format!("reply.{agent}.{task_id}"));
-        if is_last {
-            let used = serde_json::to_vec(&Used { used_by: reply.to_owned() }).unwrap_or_default();
-            if broker.write_task(&key, used.into(), 0, Some(self.retention)).await?.is_some() {
+        for _ in 0..TRIES {
+            let (used, revision) = broker.task_entry(&key).await?;
+            if let Some(used) = used {
+                let used = serde_json::from_slice::<Used>(&used);
+                return if used.is_ok_and(|used| used == *reply) { Ok(()) } else { Err(TaskError::Over) };
+            }
+            if !is_last {
                 return Ok(());
             }
+            let value = serde_json::to_vec(reply).unwrap_or_default().into();
+            // Kept for longer than the token is good.
+            match broker.write_task(&key, value, revision, Some(GOOD_FOR * 2)).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) | Err(PublishError::Unconfirmed) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        let Some(kept) = broker.task(&key).await? else { return Ok(()) };
-        let used = serde_json::from_slice::<Used>(&kept.value);
-        if used.is_ok_and(|used| used.used_by == reply) { Ok(()) } else { Err(TaskError::Over) }
+        Err(PublishError::Unconfirmed.into())
     }
 }
 

@@ -129,6 +129,9 @@ async fn a_task_that_is_called_off_is_canceled_and_its_agent_is_told() {
     assert_eq!(office.told().await["status"], "canceled");
     office.say("planner", "u-1", json!({"task_id": "t-1", "status": "completed"})).await;
     assert_eq!(office.receipt("dead", "u-1").await["detail"], "task `t-1` is canceled and cannot become completed");
+    // What an agent answers when it is told is nobody's mistake.
+    office.say("planner", "u-0", json!({"task_id": "t-1", "status": "canceled"})).await;
+    assert_eq!(office.receipt("cancelled", "u-0").await["reason"], "superseded");
     // What has ended is not called off.
     office.delegate("t-2", json!({"callback_on": []})).await.assert_status(202);
     office.say("planner", "u-2", json!({"task_id": "t-2", "status": "completed"})).await;

@@ -106,7 +106,7 @@ async fn a_signed_task_is_taken_and_signed_again_is_the_same_one() {
 async fn a_signed_request_that_was_recorded_calls_off_no_other_task() {
     let office = Office::open().await;
     for task in ["t-1", "t-2"] {
-        let body = json!({"task_id": task}).to_string();
+        let body = json!({"task_id": task, "cancel_task_id": task}).to_string();
         let timestamp =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().to_string();
         let signature = sign::v1(b"signing secret", task, &timestamp, body.as_bytes());
@@ -144,13 +144,28 @@ async fn a_task_id_can_be_used_again_once_the_earlier_task_is_forgotten() {
 #[tokio::test]
 async fn what_was_taken_is_answered_alike_also_when_it_could_not_be_taken_any_more() {
     let office = Office::open().await;
-    let soon = std::time::SystemTime::now() + std::time::Duration::from_millis(1500);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_millis(2500);
     let task = json!({"task_id": "t-1", "deadline": humantime::format_rfc3339_millis(soon).to_string()}).to_string();
     let first = office.hookbridge.post("/agents/planner/tasks", &[SHOP], task.clone()).await;
     first.assert_status(202);
     office.becomes("t-1", "failed").await;
     let again = office.hookbridge.post("/agents/planner/tasks", &[SHOP], task).await;
     assert_eq!(again.assert_status(202).json()["status"], "failed");
+}
+
+#[tokio::test]
+async fn the_same_task_many_times_at_once_is_one_task() {
+    let office = Office::open().await;
+    let asked = (0..30).map(|_| office.delegate("t-1", json!({"deadline": "1h"})));
+    let answers = futures_util::future::join_all(asked).await;
+    assert!(answers.iter().all(|answer| answer.assert_status(202).body == answers[0].body));
+    assert_eq!((office.nats.count("TASKS").await, office.nats.count("RETRY").await), (1, 1));
+
+    let asked = (0..30).map(|number| office.delegate("t-2", json!({"number": number})));
+    let answers = futures_util::future::join_all(asked).await;
+    let taken = answers.iter().filter(|answer| answer.status.as_u16() == 202).count();
+    let refused = answers.iter().filter(|answer| answer.status.as_u16() == 409).count();
+    assert_eq!((taken, refused), (1, 29));
 }
 
 #[tokio::test]

@@ -94,11 +94,26 @@ async fn a_reply_is_taken_until_the_last_one_and_repeats_of_it_are_known() {
     reply("r-4", r#"{"status":"working"}"#).await.assert_status(410);
     assert_eq!(nats.count("EVENTS").await, 2);
 
+    // In words of its own, more may come.
+    let url = url_of(&nats, &mut receiver, "job-3").await;
+    for body in
+        [r#"{"status":"queued"}"#, r#"{"artifactUpdate":{}}"#, r#"{"kind":"task","status":{"state":"completed"}}"#]
+    {
+        post(&url, &[], body).await.assert_status(202);
+    }
+    post(&url, &[], r#"{"status":"queued","again":1}"#).await.assert_status(410);
+    nats.message("EVENTS", "events.callbacks.planner.job-3.completed").await;
+    assert_eq!(nats.messages("EVENTS", "events.callbacks.planner.job-3.unknown", 2).await.len(), 2);
+
     // One that tells of no state is the reply, and there is no second.
     let url = url_of(&nats, &mut receiver, "job-2").await;
     post(&url, &[], r#"{"answer":42}"#).await.assert_status(202);
     post(&url, &[], r#"{"answer":43}"#).await.assert_status(410);
     assert!(taken(post(&url, &[], r#"{"answer":42}"#).await).0);
+    // Under the id of the last one, too.
+    let url = url_of(&nats, &mut receiver, "job-4").await;
+    post(&url, &[("webhook-id", "r-1")], r#"{"status":"completed"}"#).await.assert_status(202);
+    post(&url, &[("webhook-id", "r-1")], r#"{"status":"failed"}"#).await.assert_status(410);
     let event = nats.message("EVENTS", "events.callbacks.planner.job-2.unknown").await;
     assert_eq!(event.json()["answer"], 42);
 }
@@ -112,6 +127,8 @@ async fn a_reply_without_its_own_token_is_none() {
         address.to_owned(),
         format!("{address}?token="),
         format!("{address}?token={}", token.to_uppercase()),
+        format!("{address}?token={}", token.split_once('-').unwrap().1),
+        format!("{address}?token=9{token}"),
         format!("{}?token={token}", address.replace("job-1", "job-2")),
         format!("{}?token={token}", address.replace("planner", "writer")),
         format!("{}?token={token}", address.replace("job-1", "job%201")),
@@ -145,6 +162,16 @@ async fn a_message_that_cannot_carry_the_url_is_dead_with_the_reason() {
         let receipt = nats.message("RECEIPTS", &format!("receipts.planner.dead.{id}")).await.json();
         assert_eq!(receipt["reason"], "malformed");
         assert!(receipt["detail"].as_str().unwrap().contains(says), "{receipt}");
+    }
+    // By subject, or to nobody; and with an update of a task.
+    for (id, subject, body) in [
+        ("m-4", "outbox.planner", r#"{"x":1}"#),
+        ("m-5", "outbox.planner.topic", r#"{"x":1}"#),
+        ("m-6", "outbox.planner", r#"{"task_id":"t","status":"working"}"#),
+    ] {
+        nats.publish(subject, &[("Nats-Msg-Id", id), ("Hookbridge-Reply", "job-1")], body).await;
+        let receipt = nats.message("RECEIPTS", &format!("receipts.planner.dead.{id}")).await.json();
+        assert!(receipt["detail"].as_str().unwrap().contains("needs one endpoint"), "{receipt}");
     }
     eventually("nothing to be sent", async || (receiver.connections() == 0).then_some(())).await;
     let wrong = mistakes("[replies]\nkeys = [\"plain:x\"]\n");

@@ -146,7 +146,7 @@ async fn a_receiver_that_hangs_takes_no_more_than_one_place_for_each_task() {
 
 #[tokio::test]
 async fn a_flood_of_updates_of_one_task_holds_up_no_other() {
-    let office = Office::open_with("[egress]\ntimeout = \"30s\"\nconcurrency = 48\nretry = [\"1h\"]\n").await;
+    let office = Office::open_with("[egress]\ntimeout = \"3s\"\nconcurrency = 48\nretry = [\"1h\"]\n").await;
     office.delegate("t-1", json!({})).await.assert_status(202);
     office.delegate("t-2", json!({"callback_on": []})).await.assert_status(202);
     hangs(&office.receiver);
@@ -158,6 +158,18 @@ async fn a_flood_of_updates_of_one_task_holds_up_no_other() {
     office.becomes("t-2", "completed").await;
     office.say("planner", "u-end", json!({"task_id": "t-1", "status": "completed"})).await;
     office.becomes("t-1", "completed").await;
+    office.receiver.otherwise(Reply::Status(204));
+    office.receipt("delivered", "u-end").await;
+    // Each has come to an end, also those that were put off.
+    crate::harness::eventually("a receipt of every update", async || {
+        let told = office.nats.subjects("RECEIPTS").await;
+        let ended = |id: &str| {
+            ["delivered", "cancelled"].into_iter().any(|end| told.contains(&format!("receipts.planner.{end}.{id}")))
+        };
+        (0..200).all(|number| ended(&format!("u-{number}"))).then_some(())
+    })
+    .await;
+    assert_eq!(office.nats.count("DEAD").await, 0);
 }
 
 #[tokio::test]
