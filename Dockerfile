@@ -32,13 +32,13 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
     && printf '//! Only the dependencies.\nfn main() {}\n' > src/main.rs \
     && echo '//! Only the dependencies.' > src/lib.rs \
-    && cargo build --release --locked --bin hookbridge \
+    && cargo build --profile dist --locked --bin hookbridge \
     && rm -r src
 COPY . .
 # A checkout can be older than the layer above, and cargo would then keep the empty program.
 RUN touch src/main.rs src/lib.rs \
-    && cargo build --release --locked --bin hookbridge \
-    && cp target/release/hookbridge /hookbridge
+    && cargo build --profile dist --locked --bin hookbridge \
+    && cp target/dist/hookbridge /hookbridge
 
 FROM base AS runtime
 COPY --from=build /hookbridge /usr/local/bin/hookbridge

@@ -11,7 +11,7 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BINARY = os.environ.get("HOOKBRIDGE", ROOT / "target/release/hookbridge")
+BINARY = os.environ.get("HOOKBRIDGE", ROOT / "target/dist/hookbridge")
 NATS_SERVER = os.environ.get("NATS_SERVER", ROOT / ".tools/nats-server")
 
 

@@ -2,7 +2,7 @@
 # Webhooks in and deliveries out, measured on this machine: see bench/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-binary=${HOOKBRIDGE:-target/release/hookbridge}
+binary=${HOOKBRIDGE:-target/dist/hookbridge}
 nats_server=${NATS_SERVER:-.tools/nats-server}
 folder=$(mktemp -d)
 pids=()
