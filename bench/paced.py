@@ -4,6 +4,7 @@ A request that finds no connection free waits for one, and that wait counts: wrk
 last was answered, leaves it out. `select` waits in microseconds, where `epoll` of Python rounds up to a millisecond.
 """
 
+import collections
 import gc
 import select
 import socket
@@ -29,7 +30,8 @@ def whole(buffer):
 
 def send(port, rate, requests, connections=64):
     """Sends these requests; returns an `Answer` for each, in the order in which they were answered."""
-    free = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
+    # In turn, so that none is left unused until the server closes it.
+    free = collections.deque(socket.create_connection(("127.0.0.1", port)) for _ in range(connections))
     for connection in free:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     all_of_them, busy, answers, number, count = list(free), {}, [], 0, len(requests)
@@ -41,7 +43,7 @@ def send(port, rate, requests, connections=64):
         if now > give_up:
             raise SystemExit(f"only {len(answers)} of {count} requests were answered in time")
         while number < count and free and begun + number / rate <= now:
-            connection = free.pop()
+            connection = free.popleft()
             connection.sendall(requests[number])
             busy[connection] = [begun + number / rate, time.monotonic(), b""]
             number += 1
