@@ -25,15 +25,19 @@ class Rig:
     """Ends what it started when it is left."""
 
     def __init__(self):
-        self.nats_port, self.admin_port = free_port(), free_port()
+        self.nats_port, self.monitor_port, self.admin_port = free_port(), free_port(), free_port()
         self.folder = tempfile.TemporaryDirectory()
         self.log = open(pathlib.Path(self.folder.name) / "log", "w")
         self.courier = None
 
     def __enter__(self):
-        arguments = ["-a", "127.0.0.1", "-p", str(self.nats_port), "-js", "-sd", f"{self.folder.name}/js"]
-        self.nats = subprocess.Popen([NATS_SERVER, *arguments], stderr=self.log)
+        self.start_nats()
         return self
+
+    def start_nats(self):
+        ports = ["-p", str(self.nats_port), "-m", str(self.monitor_port)]
+        arguments = ["-a", "127.0.0.1", *ports, "-js", "-sd", f"{self.folder.name}/js"]
+        self.nats = subprocess.Popen([NATS_SERVER, *arguments], stderr=self.log)
 
     def __exit__(self, *_):
         if self.courier:
@@ -44,27 +48,38 @@ class Rig:
 
     def start_courier(self, configuration):
         """Returns how many seconds it took until it was ready."""
-        config = pathlib.Path(self.folder.name) / "hookbridge.toml"
-        own = f'[nats]\nurl = "nats://127.0.0.1:{self.nats_port}"\n[admin]\nlisten = "127.0.0.1:{self.admin_port}"\n'
+        self.courier, took = self.start("courier", configuration, self.admin_port)
+        return took
+
+    def start(self, role, configuration, admin_port):
+        """A process of this role, and how many seconds it took until it was ready."""
+        config = pathlib.Path(self.folder.name) / f"{role}.toml"
+        own = f'[nats]\nurl = "nats://127.0.0.1:{self.nats_port}"\n[admin]\nlisten = "127.0.0.1:{admin_port}"\n'
         config.write_text(own + configuration)
         begun = time.monotonic()
-        self.courier = subprocess.Popen([BINARY, "courier", "--config", config], stdout=self.log, stderr=self.log)
+        process = subprocess.Popen([BINARY, role, "--config", config], stdout=self.log, stderr=self.log)
         while time.monotonic() - begun < 60:
-            try:
-                if urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz").status == 200:
-                    return time.monotonic() - begun
-            except OSError:
-                time.sleep(0.02)
-        raise SystemExit("the courier is not ready: " + pathlib.Path(self.log.name).read_text()[-2000:])
+            if self.is_ready(admin_port):
+                return process, time.monotonic() - begun
+            time.sleep(0.02)
+        process.kill()
+        raise SystemExit(f"the {role} is not ready: " + pathlib.Path(self.log.name).read_text()[-2000:])
+
+    @staticmethod
+    def is_ready(admin_port):
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/readyz").status == 200
+        except OSError:
+            return False
 
     def kill_courier(self):
         self.courier.send_signal(signal.SIGKILL)
         self.courier.wait()
         self.courier = None
 
-    def metrics(self, *names):
-        """The lines of these metrics: labels and value."""
-        page = urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics").read().decode()
+    def metrics(self, *names, admin_port=None):
+        """The lines of these metrics, of the courier unless another is named: labels and value."""
+        page = urllib.request.urlopen(f"http://127.0.0.1:{admin_port or self.admin_port}/metrics").read().decode()
         for line in page.splitlines():
             if line.startswith(names):
                 name, _, rest = line.partition("{")
