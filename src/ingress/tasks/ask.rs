@@ -164,20 +164,28 @@ impl Desk {
     async fn list(&self, client: &Client, query: &str) -> Result<Response, TaskError> {
         let mut wanted = Wanted::read(query).map_err(TaskError::Invalid)?;
         let _place = self.lists.try_acquire().map_err(|_| TaskError::TooMany("lists are asked for"))?;
-        let (found, mut more) = self.receiver.broker.tasks_from(wanted.from, SCANNED, SCANNED_BYTES).await?;
-        let mut records = Vec::new();
-        for stored in &found {
-            if records.len() == wanted.limit {
-                more = true;
+        let (mut records, mut more, mut scanned) = (Vec::new(), true, 0);
+        // Most lists want what comes first; only one that leaves out much looks at more.
+        for page in [wanted.limit + 1, SCANNED] {
+            let (found, rest) = self.receiver.broker.tasks_from(wanted.from, page, SCANNED_BYTES).await?;
+            more = rest;
+            scanned += found.len();
+            for stored in &found {
+                if records.len() == wanted.limit {
+                    more = true;
+                    break;
+                }
+                wanted.from = stored.sequence + 1;
+                if !Broker::is_task(stored) {
+                    continue;
+                }
+                let Ok(record) = serde_json::from_slice::<Record>(&stored.payload) else { continue };
+                if record.client == client.name.as_str() && wanted.takes(&record) {
+                    records.push(record);
+                }
+            }
+            if !more || records.len() == wanted.limit || scanned >= SCANNED {
                 break;
-            }
-            wanted.from = stored.sequence + 1;
-            if !Broker::is_task(stored) {
-                continue;
-            }
-            let Ok(record) = serde_json::from_slice::<Record>(&stored.payload) else { continue };
-            if record.client == client.name.as_str() && wanted.takes(&record) {
-                records.push(record);
             }
         }
         let tasks = records.iter().map(Shown::of).collect();
