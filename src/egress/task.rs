@@ -183,10 +183,7 @@ impl Worker {
         if !name::is_token(&task_id) {
             return refuse(Reason::Unroutable, no_such);
         }
-        let update = match Update::read(&task_id, &message.body) {
-            Ok(update) => update,
-            Err(wrong) => return refuse(Reason::Malformed, wrong),
-        };
+        let update = Update::read(&task_id, &message.body);
         for _ in 0..TRIES {
             let (record, revision) = match self.find(&task_id).await {
                 Found::Task(record, revision) => (*record, revision),
@@ -195,6 +192,10 @@ impl Worker {
                     return refuse(Reason::Malformed, format!("the state of task `{task_id}` cannot be read"));
                 }
                 Found::Unknown => return Led::Unknown,
+            };
+            let update = match &update {
+                Ok(update) => update,
+                Err(wrong) => return refuse(Reason::Malformed, wrong.clone()),
             };
             let made = humantime::parse_rfc3339(&record.created_at).unwrap_or(SystemTime::UNIX_EPOCH);
             if original.stored + self.clocks() < made {
@@ -214,7 +215,7 @@ impl Worker {
             let sequence = replayed.map_or(original.sequence, |step| step.sequence);
             let cause = Cause { agent: &message.agent, sequence, delivery: &message.id, now: self.clock.now() };
             let mut tell = true;
-            let (record, lease) = match record.apply(&update, cause) {
+            let (record, lease) = match record.apply(update, cause) {
                 Applied::Moved(next) => match self.moved(revision, &record, *next, original).await {
                     Ok(Some(moved)) => moved,
                     Ok(None) => continue,
@@ -237,7 +238,7 @@ impl Worker {
                     return refuse(Reason::Forbidden, format!("task `{task_id}` is held by another agent"));
                 }
                 // Calling off, the deadline, and an agent's answer to either may come when it is over.
-                Applied::Illegal(why) if original.headers.get(CAUSE).is_some() || both_canceled(&record, &update) => {
+                Applied::Illegal(why) if original.headers.get(CAUSE).is_some() || both_canceled(&record, update) => {
                     return Led::To(Route::superseded(&message.id, why));
                 }
                 Applied::Illegal(why) => return refuse(Reason::Illegal, why),
@@ -251,7 +252,7 @@ impl Worker {
             if !record.wants(update.status) {
                 return Led::Untold;
             }
-            return Led::To(self.callback(original, message, &update, record, sequence, lease));
+            return Led::To(self.callback(original, message, update, record, sequence, lease));
         }
         Led::Unknown
     }
