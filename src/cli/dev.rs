@@ -142,7 +142,7 @@ Try in another terminal:
 3. Delegate a task, and ask what became of it; each step is also called back:
 
    curl -i http://{gateway}/agents/demo/tasks -H 'authorization: Bearer demo-token' \
-     -d '{{"task_id":"t-1","callback_url":"http://127.0.0.1:8081/","prompt":"think"}}'
+     -d '{{"task_id":"t-1","callback_url":"{endpoint}","prompt":"think"}}'
    curl -s http://{gateway}/tasks/t-1 -H 'authorization: Bearer demo-token'
 
 4. See everything that passed, receipts included:

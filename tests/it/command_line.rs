@@ -422,7 +422,8 @@ impl Dev {
         let (data, overlay) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
         let text = format!(
             "[gateway]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [endpoints.demo]\nurl = \"http://127.0.0.1:{endpoint}/\"\n"
+             [endpoints.demo]\nurl = \"http://127.0.0.1:{endpoint}/\"\n\
+             [callbacks]\nallow = [\"http://127.0.0.1:{endpoint}/\"]\n"
         );
         std::fs::write(overlay.path(), text).unwrap();
         let mut command = binary(&["dev", "--nats-port", &port.to_string()]);
@@ -463,6 +464,13 @@ async fn dev_shows_a_webhook_that_comes_back_as_a_signed_callback() {
     let sent = run(Command::new("sh").arg("-c").arg(dev.advice(" publish --nats "))).await;
     assert!(sent.assert_code(0).stdout.contains("\"stream\":\"OUTBOX\""), "{sent}");
     dev.program.says(r#"{"hello":"world"}"#).await;
+    let delegate = dev.advice("/agents/demo/tasks").replace(" \\", &dev.advice("-d '{\"task_id\""));
+    let taken = run(Command::new("sh").arg("-c").arg(delegate)).await;
+    assert!(taken.assert_code(0).stdout.contains(r#""status":"submitted""#), "{taken}");
+    let told = dev.program.says("endpoint  received demo-t-1-done").await;
+    assert!(told.contains(r#""status":"completed""#) && told.contains(r#""prompt":"think""#), "{told}");
+    let task = run(Command::new("sh").arg("-c").arg(dev.advice("/tasks/t-1"))).await;
+    assert!(task.assert_code(0).stdout.contains(r#""status":"completed""#), "{task}");
     let receipts = run(Command::new("sh").arg("-c").arg(format!("{} --count 2", dev.advice(" tail --nats ")))).await;
     assert!(receipts.assert_code(0).stdout.contains("receipts.demo.delivered."), "{receipts}");
 
