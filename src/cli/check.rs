@@ -222,11 +222,11 @@ fn clients(config: &Config) {
         let rate = client.rate.map_or("no rate".to_owned(), |rate| format!("rate {rate}"));
         say(&format!("  {name}: by {proof}; agents {}; {rate}", agent_list(&client.agents)));
         let urls = match client.callback_urls.is_empty() {
-            true => "as callbacks".to_owned(),
-            false => list(&client.callback_urls),
+            true => "where callbacks may go".to_owned(),
+            false => format!("at {}", list(&client.callback_urls)),
         };
-        let secrets = if client.callback_secrets.is_empty() { "as callbacks" } else { "with secrets of its own" };
-        say(&format!("    called back at {urls}; signed {secrets}"));
+        let secrets = if client.callback_secrets.is_empty() { "as callbacks are" } else { "with secrets of its own" };
+        say(&format!("    called back {urls}; signed {secrets}"));
         ends(&client.secrets);
         ends(&client.callback_secrets);
     }
@@ -372,6 +372,8 @@ fn streams(config: &Config, rate: u64) {
         say(&format!("  {:<12} {subjects:<14} {age}, {bytes}{messages}; memory {memory}", names.stream(kind)));
     }
     say(&format!("  buckets      {}, {}", names.endpoints_bucket(), names.tasks_bucket()));
+    let each = size(BYTES_PER_SUBJECT * 1_000_000);
+    say(&format!("               memory {each} per million tasks that are open or ended and kept"));
 }
 
 /// What the server holds in memory for a stream, beyond its working set.
@@ -390,7 +392,9 @@ fn memory(config: &Config, kind: StreamKind, rate: u64) -> String {
             format!("up to {} for subjects", size(subjects.saturating_mul(BYTES_PER_SUBJECT)))
         }
         StreamKind::Retry => format!("{} per million waiting", size(BYTES_PER_SUBJECT.saturating_mul(1_000_000))),
-        StreamKind::Outbox | StreamKind::Tasks | StreamKind::Quarantine => "small".to_owned(),
+        // The offer, and where its moves are told.
+        StreamKind::Tasks => format!("{} per million tasks", size(2 * BYTES_PER_SUBJECT * 1_000_000)),
+        StreamKind::Outbox | StreamKind::Quarantine => "small".to_owned(),
     }
 }
 
