@@ -36,7 +36,7 @@ const TRIES: u32 = 20;
 /// How far the clocks of gateway and server may be apart, at least and at most.
 const CLOCKS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// The shortest and the longest time that an update is put off because of others of its task.
-const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// What a message of OUTBOX is to the lanes of tasks.
 pub(super) enum Lane {
@@ -128,8 +128,9 @@ impl Worker {
             return Answer::Ack;
         }
         turn.wait_to_apply().await;
-        // After an attempt it is known that everybody was told.
-        let led = self.lead(original, &mut message, attempt == 1).await;
+        // After an attempt, or held by anything but its turn, it is known that everybody was told.
+        let again = attempt == 1 && matches!(held, None | Some(Why::Turn));
+        let led = self.lead(original, &mut message, again).await;
         turn.applied();
         match led {
             Led::Unknown => Answer::Again,
@@ -207,7 +208,8 @@ impl Worker {
                 .iter()
                 .find(|step| step.delivery.as_ref() == Some(&message.id) && step.status == update.status);
             let is_replay = Replayed::read(&original.headers).is_some();
-            if is_replay && said_before.is_none() && !update.status.is_terminal() && record.sequence > 0 {
+            let is_lost = said_before.is_none() && record.step(original.sequence).is_none();
+            if is_replay && is_lost && !update.status.is_terminal() && record.sequence > 0 {
                 let detail = "what it repeats is no longer part of the task's history".to_owned();
                 return Led::To(Route::superseded(&message.id, detail));
             }
@@ -228,7 +230,8 @@ impl Worker {
                     }
                 },
                 Applied::Repeat => {
-                    tell = again;
+                    // Older news after newer would be the last word.
+                    tell = again && record.sequence == sequence;
                     (record, None)
                 }
                 Applied::Superseded => {

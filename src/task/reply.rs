@@ -116,14 +116,18 @@ impl Tells {
     /// Reads a reply, in its own words or in those of A2A.
     pub(crate) fn read(body: &[u8]) -> Self {
         let Ok(body) = serde_json::from_slice::<Map<String, Value>>(body) else { return Self::Nothing };
-        if let Some(update) = ["statusUpdate", "task"].into_iter().find_map(|key| body.get(key)) {
-            return Self::of(update.get("status"));
+        let own = body.get("status");
+        if own.is_some_and(|own| own.is_string() || own.get("state").is_some_and(Value::is_string)) {
+            return Self::of(own);
+        }
+        if let Some(status) = ["statusUpdate", "task"].into_iter().find_map(|key| body.get(key)?.get("status")) {
+            return Self::of(Some(status));
         }
         // A2A's other notifications, and those of its version 0.3, which name their kind.
         if ["artifactUpdate", "message"].into_iter().any(|key| body.get(key).is_some_and(Value::is_object)) {
             return Self::Other;
         }
-        match body.get("status") {
+        match own {
             None if body.get("kind").is_some_and(Value::is_string) => Self::Other,
             None => Self::Nothing,
             status => Self::of(status),
@@ -210,6 +214,10 @@ mod tests {
             (r#"{"status":"queued"}"#, Tells::Other, false),
             (r#"{"answer":42}"#, Tells::Nothing, true),
             ("no JSON", Tells::Nothing, true),
+            // Its own word counts, whatever else it has.
+            (r#"{"task":"job-1","status":"completed"}"#, state(Status::Completed), true),
+            (r#"{"task":{"id":"x"},"status":"failed"}"#, state(Status::Failed), true),
+            (r#"{"status":"completed","message":{"text":"done"}}"#, state(Status::Completed), true),
             // A2A 1.0.
             (
                 r#"{"statusUpdate":{"status":{"state":"TASK_STATE_INPUT_REQUIRED"}}}"#,

@@ -114,11 +114,21 @@ impl Worker {
     /// Takes the word back, where the attempt is not made now after all.
     pub(crate) async fn tell_no_more(&self, job: &Job<'_>) {
         let Some(call) = &job.route.call else { return };
-        if let Found::Task(mut record, revision) = self.find(&call.record.task_id).await
-            && record.telling.take_if(|telling| telling.sequence == job.original.sequence).is_some()
-            && let Err(error) = self.write_record(&record, revision).await
-        {
-            tracing::debug!("Others wait for a callback of task {} that is not sent: {error}", record.task_id);
+        for _ in 0..super::TRIES {
+            let Found::Task(mut record, revision) = self.find(&call.record.task_id).await else { return };
+            if record.telling.take_if(|telling| telling.sequence == job.original.sequence).is_none() {
+                return;
+            }
+            match self.write_record(&record, revision).await {
+                Ok(Some(_)) => return,
+                // Somebody else wrote, and carried the word over.
+                Ok(None) | Err(PublishError::Unconfirmed) => {}
+                Err(error) => {
+                    let task_id = &record.task_id;
+                    tracing::debug!("Others wait for a callback of task {task_id} that is not sent: {error}");
+                    return;
+                }
+            }
         }
     }
 

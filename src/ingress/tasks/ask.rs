@@ -180,6 +180,8 @@ impl Desk {
                     continue;
                 }
                 let Ok(record) = serde_json::from_slice::<Record>(&stored.payload) else { continue };
+                // What has moved since the page before comes again, as it is now.
+                records.retain(|earlier: &Record| earlier.task_id != record.task_id);
                 if record.client == client.name.as_str() && wanted.takes(&record) {
                     records.push(record);
                 }

@@ -81,11 +81,8 @@ impl Desk {
         self.receiver.check_size(&head.headers, limit)?;
         self.receiver.check_stranger(sender)?;
         let is_named = name::is_token(agent) && name::is_token(task_id);
-        if !is_named
-            || !token(&head).is_some_and(|token| self.replies.fits(agent, task_id, &token, self.receiver.clock.now()))
-        {
-            return Err(TaskError::Unauthorized);
-        }
+        let fits = |token: &String| self.replies.fits(agent, task_id, token, self.receiver.clock.now());
+        let token = token(&head).filter(|token| is_named && fits(token)).ok_or(TaskError::Unauthorized)?;
         let (body, _held) = self.receiver.body(begun, &head.headers, body, limit).await?;
         let sent = head.headers.get("webhook-id").and_then(|id| id.to_str().ok()).and_then(id::provider);
         let reply = sent.unwrap_or_else(|| format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(&body))));
@@ -95,17 +92,19 @@ impl Desk {
         if outgoing.wire_bytes() > self.receiver.broker.max_payload() {
             return Err(TaskError::Unread(ReceiveError::BodyTooLarge { limit }));
         }
-        self.use_token(agent, task_id, &used, tells.is_last()).await?;
+        // Each time that the agent asks under this id has a token, and a last reply, of its own.
+        let given = token.split_once('-').map_or("", |(given, _)| given);
+        self.use_token(&format!("reply.{agent}.{task_id}.{given}"), &used, tells.is_last()).await?;
         let stored = self.receiver.broker.publish(&outgoing, CONFIRM_WITHIN).await?;
         let accepted = Accepted { id: &reply, duplicate: stored.duplicate };
         Ok((stored.duplicate, json(StatusCode::ACCEPTED, &accepted)))
     }
 
     /// Uses the token up, where this is the last reply. One that was used up takes only the same reply again.
-    async fn use_token(&self, agent: &str, task_id: &str, reply: &Used, is_last: bool) -> Result<(), TaskError> {
-        let (broker, key) = (&self.receiver.broker, format!("reply.{agent}.{task_id}"));
+    async fn use_token(&self, key: &str, reply: &Used, is_last: bool) -> Result<(), TaskError> {
+        let broker = &self.receiver.broker;
         for _ in 0..TRIES {
-            let (used, revision) = broker.task_entry(&key).await?;
+            let (used, revision) = broker.task_entry(key).await?;
             if let Some(used) = used {
                 let used = serde_json::from_slice::<Used>(&used);
                 return if used.is_ok_and(|used| used == *reply) { Ok(()) } else { Err(TaskError::Over) };
@@ -115,7 +114,7 @@ impl Desk {
             }
             let value = serde_json::to_vec(reply).unwrap_or_default().into();
             // Kept for longer than the token is good.
-            match broker.write_task(&key, value, revision, Some(GOOD_FOR * 2)).await {
+            match broker.write_task(key, value, revision, Some(GOOD_FOR * 2)).await {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) | Err(PublishError::Unconfirmed) => {}
                 Err(error) => return Err(error.into()),
