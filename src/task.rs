@@ -51,7 +51,12 @@ pub(crate) fn state_subject(agent: &str, task_id: &str) -> String {
     format!("tasks.{agent}.{task_id}.state")
 }
 
-/// The subject token of RETRY under which the deadlines of an agent's tasks wait.
-pub(crate) fn deadline_token(agent: &str) -> String {
-    format!("t_{agent}")
+/// The subject of RETRY on which the deadline of a task waits. An agent's deadlines share a destination token.
+pub(crate) fn deadline_waits_on(agent: &str, task_id: &str) -> String {
+    format!("retry.at.t_{agent}.{task_id}")
+}
+
+/// The subject of RETRY on which the deadline of a task is due.
+pub(crate) fn deadline_due_on(agent: &str, task_id: &str) -> String {
+    format!("retry.due.t_{agent}.{task_id}")
 }

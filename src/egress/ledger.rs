@@ -67,7 +67,8 @@ impl Ledger {
     pub(super) async fn news(&self, outgoing: &Outgoing) {
         let publish = || self.broker.publish(outgoing, CONFIRM_WITHIN);
         if let Err(error) = self.persist(&outgoing.subject, RECEIPT_TRIES, publish).await {
-            tracing::warn!("Nobody hears of {}: {error}", outgoing.subject);
+            self.metrics.lost_news.inc();
+            tracing::warn!("Nobody hears of {}, the state itself is written: {error}", outgoing.subject);
         }
     }
 

@@ -7,10 +7,9 @@ use super::intake::{Message, Original};
 use super::reason::Refusal;
 use super::route::Route;
 use crate::broker::{BODY_BYTES, Schedule};
-use crate::event::headers::Headers;
+use crate::event::headers::{Headers, OUTBOX_SEQUENCE};
 use crate::event::name;
 
-const SEQUENCE: &str = "Hookbridge-Outbox-Sequence";
 const AGENT: &str = "Hookbridge-Agent";
 const DELIVERY: &str = "Hookbridge-Delivery-Id";
 const MESSAGE: &str = "Hookbridge-Message-Id";
@@ -96,7 +95,7 @@ impl Pointer {
     /// The pointer as headers.
     pub(super) fn headers(&self) -> Headers {
         let mut headers = Headers::default();
-        headers.push(SEQUENCE, self.sequence.to_string());
+        headers.push(OUTBOX_SEQUENCE, self.sequence.to_string());
         headers.push(AGENT, self.agent.as_str());
         headers.push(MESSAGE, self.message_id.as_str());
         headers.push(DELIVERY, self.delivery_id.as_str());
@@ -114,7 +113,7 @@ impl Pointer {
     pub(super) fn read(headers: &Headers) -> Option<Self> {
         let text = |name| headers.get(name).map(str::to_owned);
         let pointer = Self {
-            sequence: headers.get(SEQUENCE)?.parse().ok()?,
+            sequence: headers.get(OUTBOX_SEQUENCE)?.parse().ok()?,
             agent: text(AGENT)?,
             message_id: text(MESSAGE)?,
             delivery_id: text(DELIVERY)?,

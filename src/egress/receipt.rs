@@ -9,7 +9,7 @@ use super::pointer::Why;
 use super::reason::Failure;
 use crate::broker::{Outgoing, StoredMessage};
 use crate::clock::rfc3339;
-use crate::event::headers::Headers;
+use crate::event::headers::{Headers, OUTBOX_SEQUENCE};
 use crate::event::trace;
 
 /// What became of an attempt, or of a whole delivery.
@@ -39,11 +39,6 @@ impl Status {
 /// `receipts.<agent>.<outcome>.<delivery id>`
 pub(super) fn subject(agent: &str, status: Status, delivery_id: &str) -> String {
     format!("receipts.{agent}.{}.{delivery_id}", status.as_str())
-}
-
-/// The subjects of every receipt of a delivery.
-pub(super) fn every_subject(agent: &str, delivery_id: &str) -> String {
-    format!("receipts.{agent}.*.{delivery_id}")
 }
 
 /// One receipt, before it is written.
@@ -90,9 +85,6 @@ struct Body<'a> {
     response: Option<Told>,
 }
 
-/// The header that says which outbox message a receipt is about.
-const SEQUENCE: &str = "Hookbridge-Outbox-Sequence";
-
 /// How far a delivery is, as its last receipt tells.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Progress {
@@ -116,7 +108,7 @@ impl Progress {
 
 /// The sequence in OUTBOX of the message that a stored receipt is about.
 pub(super) fn about(receipt: &StoredMessage) -> Option<u64> {
-    receipt.headers.get(SEQUENCE)?.parse().ok()
+    receipt.headers.get(OUTBOX_SEQUENCE)?.parse().ok()
 }
 
 /// What a stored receipt tells, if it is about this outbox message.
@@ -180,7 +172,7 @@ impl Receipt<'_> {
             response: self.response.zip(room).map(|(response, room)| response.told(room)),
         };
         let mut headers = Headers::default();
-        headers.push(SEQUENCE, self.sequence.to_string());
+        headers.push(OUTBOX_SEQUENCE, self.sequence.to_string());
         if let Some(trace) = trace {
             trace.write(&mut headers);
         }

@@ -171,6 +171,14 @@ impl Worker {
         self.schedule(&job, attempt, held, now + age.mul_f64(0.5 + rand::random::<f64>())).await;
         let labels = HeldLabels { destination: "task".to_owned(), why: Why::Turn.as_str() };
         self.metrics.held.get_or_create(&labels).inc();
+        if let Some(more) = self.said_put_off.pass(now) {
+            tracing::info!(
+                agent.name = message.agent,
+                log.left_out = more,
+                "An update of {} is put off: as many of its task as may be are in hand",
+                message.agent
+            );
+        }
         Answer::Ack
     }
 
@@ -257,6 +265,10 @@ impl Worker {
             }
             return Led::To(self.callback(original, message, update, record, sequence, lease));
         }
+        tracing::warn!(
+            task.id = task_id,
+            "An update of task {task_id} has to wait: others change its state all the time"
+        );
         Led::Unknown
     }
 
@@ -271,7 +283,11 @@ impl Worker {
             Ok(Some(kept)) => match serde_json::from_slice(&kept.value) {
                 Ok(record) => Found::Task(record, kept.revision),
                 Err(error) => {
-                    tracing::error!("The state of task {task_id} is none that Hookbridge writes: {error}");
+                    tracing::error!(
+                        task.id = task_id,
+                        "The state of task {task_id} is none that Hookbridge writes, so somebody else can write the \
+                         bucket of tasks: {error}"
+                    );
                     Found::Unreadable
                 }
             },
@@ -350,7 +366,7 @@ impl Worker {
         } else {
             message.body = task::callback_body(&record.task_id, update, &message.body);
         }
-        let call = Some(Call { record: Arc::new(record), sequence, lease });
+        let call = Some(Call { record: Box::new(record), sequence, lease });
         Route { call, ..Route::new(message.id.clone(), &destination, checked) }
     }
 
@@ -408,8 +424,7 @@ impl Worker {
             Found::Unknown => return Answer::Again,
         };
         let due = received.headers.get(DEADLINE).unwrap_or_default();
-        let expected = format!("retry.due.{}.{task_id}", task::deadline_token(&record.agent));
-        if received.subject != expected {
+        if received.subject != task::deadline_due_on(&record.agent, task_id) {
             return self.forged(received, "it is no deadline of any task");
         }
         if record.deadline.as_deref() != Some(due) {
@@ -431,6 +446,7 @@ impl Worker {
         let (subject, headers) = task::own_update(&record.agent, task_id, "deadline");
         let payload = body.to_string().into();
         let outgoing = Outgoing { subject, headers, payload, message_id: Some(message_id) };
+        tracing::info!(task.id = task_id, agent.name = record.agent, "Task {task_id} has passed its deadline, {due}");
         match self.ledger.write(&outgoing).await {
             Ok(()) => Answer::Ack,
             Err(_) => Answer::Again,
@@ -439,7 +455,7 @@ impl Worker {
 
     /// Takes off the deadline of a task that has ended: it may be a year away. Left behind, it changes nothing.
     async fn forget_deadline(&self, record: &Record) {
-        let waits_on = format!("retry.at.{}.{}", task::deadline_token(&record.agent), record.task_id);
+        let waits_on = task::deadline_waits_on(&record.agent, &record.task_id);
         if let Ok(Some(waiting)) = self.broker.last(StreamKind::Retry, &waits_on).await
             && waiting.headers.get(DEADLINE) == record.deadline.as_deref()
             && let Err(error) = self.broker.remove(StreamKind::Retry, waiting.sequence).await

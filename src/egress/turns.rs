@@ -25,7 +25,8 @@ struct Lane {
 /// A place in both queues of a lane, held in the order in which it was taken.
 pub(super) struct Turn {
     turns: Turns,
-    task_id: String,
+    /// Whose lane it is: an agent and a task.
+    key: String,
     /// Nothing but while it is being dropped.
     lane: Option<Arc<Lane>>,
     state: Option<Place>,
@@ -39,23 +40,23 @@ enum Place {
 }
 
 impl Turns {
-    /// Takes the next place in the lane of a task; none where too many wait there.
-    pub(super) fn take(&self, task_id: &str) -> Option<Turn> {
+    /// Takes the next place in a lane; none where too many wait there.
+    pub(super) fn take(&self, key: &str) -> Option<Turn> {
         let mut lanes = self.lanes();
-        let lane = match lanes.get(task_id) {
+        let lane = match lanes.get(key) {
             Some(lane) if Arc::strong_count(lane) > LONGEST => return None,
             Some(lane) => lane.clone(),
             None => {
                 let one = || Arc::new(Semaphore::new(1));
                 let lane = Arc::new(Lane { state: one(), callback: one() });
-                lanes.insert(task_id.to_owned(), lane.clone());
+                lanes.insert(key.to_owned(), lane.clone());
                 lane
             }
         };
         // Under the lock, so that both queues have one order.
         let (state, callback) = (Some(Place::take(&lane.state)), Place::take(&lane.callback));
         drop(lanes);
-        Some(Turn { turns: self.clone(), task_id: task_id.to_owned(), lane: Some(lane), state, callback })
+        Some(Turn { turns: self.clone(), key: key.to_owned(), lane: Some(lane), state, callback })
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashMap<String, Arc<Lane>>> {
@@ -105,8 +106,8 @@ impl Drop for Turn {
         let mut lanes = self.turns.lanes();
         // Under the lock, so that the last one sees that it is.
         drop(self.lane.take());
-        if lanes.get(&self.task_id).is_some_and(|lane| Arc::strong_count(lane) == 1) {
-            lanes.remove(&self.task_id);
+        if lanes.get(&self.key).is_some_and(|lane| Arc::strong_count(lane) == 1) {
+            lanes.remove(&self.key);
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::config::{Config, MOST_ATTEMPTS, StreamKind};
 use crate::outbound::Guard;
 use crate::task::{DEADLINE, TASK_ID};
 use crate::telemetry::Metrics;
+use crate::telemetry::logs::Seldom;
 
 /// Everything that a delivery needs.
 pub(super) struct Worker {
@@ -42,6 +43,8 @@ pub(super) struct Worker {
     pub(super) lines: Lines,
     /// The order of what is said of each task.
     pub(super) turns: Turns,
+    /// Agents decide how often an update is put off.
+    pub(super) said_put_off: Seldom,
     /// How long the state of a task is kept that has ended.
     pub(super) task_retention: Duration,
     /// Whether it was looked for lines that nobody needs any more.
@@ -120,6 +123,7 @@ impl Worker {
             held: Held::default(),
             lines: Lines::default(),
             turns: Turns::default(),
+            said_put_off: Seldom::default(),
             task_retention: config.tasks.retention,
             lines_looked_at: AtomicBool::new(false),
             gates: Gates::new(egress.concurrency, clock.clone()),

@@ -31,6 +31,11 @@ pub(crate) fn event(source: &Name, event_type: Option<&str>) -> String {
     subject
 }
 
+/// `receipts.<agent>.*.<delivery id>`: every receipt of a delivery.
+pub(crate) fn receipts_of(agent: &str, delivery_id: &str) -> String {
+    format!("receipts.{agent}.*.{delivery_id}")
+}
+
 /// The agent token of `outbox.<agent>…`, and the topic if there is one.
 pub(crate) fn outbox(subject: &str) -> Option<(&str, Option<&str>)> {
     let rest = subject.strip_prefix("outbox.")?;

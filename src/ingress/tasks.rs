@@ -35,6 +35,7 @@ use crate::event::Name;
 use crate::listener::Peer;
 use crate::outbound::Guard;
 use crate::task::{Defaults, Record, Replies};
+use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::TaskLabels;
 use client::Client;
 pub(crate) use client::Clients;
@@ -67,6 +68,8 @@ pub(super) struct Desk {
     public_url: Option<Url>,
     /// Places for lists, which hold many states at once.
     lists: Semaphore,
+    said_401: Seldom,
+    said_503: Seldom,
     stop: CancellationToken,
 }
 
@@ -86,7 +89,7 @@ struct Visit<'a> {
     client: &'a Client,
     head: Parts,
     body: Bytes,
-    _held: Option<Held>,
+    _held: Held,
 }
 
 impl Desk {
@@ -103,6 +106,8 @@ impl Desk {
             foreseen: Mutex::default(),
             public_url: config.gateway.public_url.clone(),
             lists: Semaphore::new(LISTS),
+            said_401: Seldom::default(),
+            said_503: Seldom::default(),
             stop,
         }
     }
@@ -137,7 +142,7 @@ impl Desk {
             None => self.clients.by_signature(&head, &body, self.receiver.clock.now()).map_err(stranger)?,
         };
         client.take().map_err(|error| Refused { client: Some(client), error })?;
-        Ok(Visit { client, head, body, _held: Some(held) })
+        Ok(Visit { client, head, body, _held: held })
     }
 
     /// Counts and answers.
@@ -146,10 +151,7 @@ impl Desk {
             Ok((client, outcome, response)) => (client, outcome, response),
             Err(Refused { client, error }) => {
                 let outcome = error.as_str();
-                match &error {
-                    TaskError::NotStored(cause) => tracing::warn!("A task was answered 503: {cause}"),
-                    other => tracing::debug!("A request about tasks was answered {}: {other}", other.status()),
-                }
+                self.tell(client, &error);
                 (client, outcome, error.response())
             }
         };
@@ -158,14 +160,38 @@ impl Desk {
         response
     }
 
+    /// Whoever asks decides how often these happen; the counters have them all.
+    fn tell(&self, client: Option<&Client>, error: &TaskError) {
+        let (name, now) = (client.map_or("", |client| client.name.as_str()), self.receiver.clock.now());
+        match error {
+            TaskError::NotStored(cause) => {
+                if let Some(more) = self.said_503.pass(now) {
+                    tracing::warn!(
+                        client.name = name,
+                        log.left_out = more,
+                        "Answered 503 to a request about tasks, which can be made again: {cause}"
+                    );
+                }
+            }
+            TaskError::Unauthorized => {
+                if let Some(more) = self.said_401.pass(now) {
+                    tracing::info!(log.left_out = more, "Answered 401 to a request about tasks: {error}");
+                }
+            }
+            other => {
+                tracing::debug!(client.name = name, "Answered {} to a request about tasks: {other}", other.status());
+            }
+        }
+    }
+
     /// The task of this id, if it is this client's. Another client's is told from none by nobody.
-    async fn task(&self, client: &Client, task_id: &str) -> Result<(Record, u64), TaskError> {
+    async fn task(&self, client: &Client, task_id: &str) -> Result<Record, TaskError> {
         if !crate::event::name::is_token(task_id) {
             return Err(TaskError::NoTask);
         }
         let kept = self.receiver.broker.task(task_id).await?.ok_or(TaskError::NoTask)?;
         let record: Record = serde_json::from_slice(&kept.value).map_err(|_| TaskError::NoTask)?;
-        if record.client != client.name.as_str() { Err(TaskError::NoTask) } else { Ok((record, kept.revision)) }
+        if record.client != client.name.as_str() { Err(TaskError::NoTask) } else { Ok(record) }
     }
 
     /// Where a task can be asked for.

@@ -49,6 +49,8 @@ pub(crate) struct Metrics {
     pub(crate) cancelled: Counter,
     /// Records of the bucket that were refused.
     pub(crate) refused_records: Counter,
+    /// News of tasks that could not be published.
+    pub(crate) lost_news: Counter,
     /// Receipts that could not be written.
     pub(crate) lost_receipts: Counter,
     /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
@@ -115,9 +117,9 @@ pub(crate) struct DestinationLabels {
 /// A held delivery's destination, and why it waits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct HeldLabels {
-    /// A configured endpoint, or `callback`.
+    /// A configured endpoint, `callback`, or `task` for an update that is put off.
     pub(crate) destination: String,
-    /// `paused`, `breaker`, `busy` or `rate`.
+    /// `paused`, `breaker`, `busy`, `rate` or `turn`.
     pub(crate) why: &'static str,
 }
 
@@ -164,6 +166,7 @@ impl Metrics {
             task_moves: Family::default(),
             cancelled: Counter::default(),
             refused_records: Counter::default(),
+            lost_news: Counter::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
             already_done: Counter::default(),
@@ -198,6 +201,7 @@ impl Metrics {
         registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());
         registry.register("egress_held", "Deliveries that wait without a failed attempt, by why", self.held.clone());
         registry.register("task_requests", "Requests about tasks by outcome", self.task_requests.clone());
+        registry.register("task_news_lost", "News of tasks that could not be published", self.lost_news.clone());
         registry.register("task_moves", "Moves of tasks, by the state that they led to", self.task_moves.clone());
         registry.register("egress_cancelled", "Deliveries that were cancelled", self.cancelled.clone());
         let refused = self.refused_records.clone();

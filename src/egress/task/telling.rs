@@ -5,7 +5,6 @@
 //! receipts say that this attempt is over, or its time is. What waits for its next attempt tells nothing, and so is
 //! never waited for: when it comes, it finds that it is superseded.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::super::pointer::Pointer;
@@ -15,6 +14,7 @@ use super::Found;
 use crate::broker::{PublishError, ReadError};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
+use crate::event::{id, subject};
 use crate::task::{Record, Telling};
 
 /// How long a callback waits for the one before it in this process.
@@ -28,7 +28,7 @@ const LEAST_SLACK: Duration = Duration::from_secs(4);
 
 /// What there is to know of a task's callback before it is sent.
 pub(crate) struct Call {
-    pub(super) record: Arc<Record>,
+    pub(super) record: Box<Record>,
     /// The message that caused the move; of a replay, that of the original.
     pub(super) sequence: u64,
     /// Until when this courier may tell of it, if that was written together with the move.
@@ -163,7 +163,7 @@ impl Worker {
         if telling.is_over(self.clock.now()) {
             return Ok(Other::Silent);
         }
-        let every = receipt::every_subject(&record.agent, &telling.delivery);
+        let every = subject::receipts_of(&record.agent, &telling.delivery);
         let told = self.broker.last(StreamKind::Receipts, &every).await?;
         let told = told.and_then(|told| receipt::state(&told, telling.sequence));
         Ok(match told {
@@ -176,7 +176,7 @@ impl Worker {
     /// Lets a callback that waits and says nothing any more come now: whoever gets it ends it.
     pub(super) async fn supersede(&self, record: &Record, lease: &Lease) {
         let (Some(callback), Some(delivery)) = (&record.callback, &lease.waits) else { return };
-        let waits_on = format!("retry.at.{}.{delivery}", crate::event::id::callback_token(&callback.url));
+        let waits_on = format!("retry.at.{}.{delivery}", id::callback_token(&callback.url));
         let waiting = self.broker.last(StreamKind::Retry, &waits_on).await;
         if let Ok(Some(waiting)) = waiting
             && let Some(pointer) = Pointer::read(&waiting.headers)

@@ -18,6 +18,8 @@ use super::error::TaskError;
 use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
 use crate::broker::{Broker, Outgoing};
 use crate::config::StreamKind;
+use crate::event::headers::OUTBOX_SEQUENCE;
+use crate::event::subject;
 use crate::listener::Peer;
 use crate::task::{self, Record, SHOWN, Status, Step, Update};
 
@@ -141,7 +143,7 @@ pub(super) async fn list(
 
 impl Desk {
     async fn show(&self, client: &Client, task_id: &str) -> Result<(&'static str, Response), TaskError> {
-        let (record, _) = self.task(client, task_id).await?;
+        let record = self.task(client, task_id).await?;
         Ok(("shown", self.whole(record).await?))
     }
 
@@ -207,7 +209,7 @@ impl Desk {
             let detail = "a signed DELETE needs a body that names the task: {\"cancel_task_id\":\"…\"}";
             return Err(TaskError::Invalid(detail.to_owned()));
         }
-        let (record, _) = self.task(client, task_id).await?;
+        let record = self.task(client, task_id).await?;
         match record.status {
             Status::Canceled => return Ok(("canceled", self.whole(record).await?)),
             status if status.is_terminal() => {
@@ -226,7 +228,7 @@ impl Desk {
         broker.publish(&Outgoing { subject, headers, payload, message_id: Some(message_id) }, CONFIRM_WITHIN).await?;
         let ended = async {
             loop {
-                let (record, _) = self.task(client, task_id).await?;
+                let record = self.task(client, task_id).await?;
                 if record.status.is_terminal() || news.next().await.is_none() {
                     return Ok::<_, TaskError>(record);
                 }
@@ -234,7 +236,7 @@ impl Desk {
         };
         let record = match tokio::time::timeout(CALLED_OFF_WITHIN, ended).await {
             Ok(record) => record?,
-            Err(_) => self.task(client, task_id).await?.0,
+            Err(_) => self.task(client, task_id).await?,
         };
         match record.status {
             Status::Canceled => Ok(("canceled", self.whole(record).await?)),
@@ -248,11 +250,10 @@ impl Desk {
 async fn moved<'a>(broker: &Broker, agent: &str, step: &'a Step) -> Result<Moved<'a>, TaskError> {
     let (status, at) = (step.status, step.at.as_str());
     let Some(delivery) = step.delivery.as_deref() else { return Ok(Moved { status, at, callback: None }) };
-    let told = broker.last(StreamKind::Receipts, &format!("receipts.{agent}.*.{delivery}")).await?;
+    let told = broker.last(StreamKind::Receipts, &subject::receipts_of(agent, delivery)).await?;
     // Ids can repeat, sequences cannot; a replay has another.
     let is_its = |told: &crate::broker::StoredMessage| {
-        told.headers.get("Hookbridge-Outbox-Sequence").and_then(|about| about.parse::<u64>().ok())
-            >= Some(step.sequence)
+        told.headers.get(OUTBOX_SEQUENCE).and_then(|about| about.parse::<u64>().ok()) >= Some(step.sequence)
     };
     let told = told.filter(is_its).and_then(|told| serde_json::from_slice::<Map<String, Value>>(&told.payload).ok());
     let told = told.unwrap_or_default();
@@ -283,7 +284,7 @@ impl Wanted {
         let mut seen = HashMap::new();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             if seen.insert(name.clone().into_owned(), ()).is_some() {
-                return Err(format!("`{}` occurs twice", crate::event::subject::token(&name)));
+                return Err(format!("`{}` occurs twice", subject::token(&name)));
             }
             match name.as_ref() {
                 "agent" => wanted.agent = Some(value.into_owned()),
@@ -294,7 +295,7 @@ impl Wanted {
                 },
                 "cursor" => wanted.from = value.parse().map_err(|_| "`cursor` is none that was given out")?,
                 other => {
-                    let other = crate::event::subject::token(other);
+                    let other = subject::token(other);
                     return Err(format!("unknown parameter `{other}`; there are agent, status, limit, cursor"));
                 }
             }

@@ -122,7 +122,7 @@ impl Desk {
         let body = serde_json::from_slice::<Map<String, Value>>(&visit.body).unwrap_or_default();
         let named = body.get("task_id").and_then(Value::as_str).map(str::to_owned);
         let found = match self.task(visit.client, &named.unwrap_or_else(|| made_id(visit))).await {
-            Ok((record, _)) => record,
+            Ok(record) => record,
             Err(TaskError::NoTask) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -162,11 +162,11 @@ impl Desk {
     async fn schedule_deadline(&self, record: &Record) -> Result<(), TaskError> {
         let Some(deadline) = &record.deadline else { return Ok(()) };
         let Ok(due) = humantime::parse_rfc3339(deadline) else { return Ok(()) };
-        let (token, task_id) = (task::deadline_token(&record.agent), &record.task_id);
+        let (agent, task_id) = (&record.agent, &record.task_id);
         let mut headers = crate::event::Headers::default();
         headers.push(TASK_ID, task_id.as_str());
         headers.push(DEADLINE, deadline.as_str());
-        let (waits_on, target) = (format!("retry.at.{token}.{task_id}"), format!("retry.due.{token}.{task_id}"));
+        let (waits_on, target) = (task::deadline_waits_on(agent, task_id), task::deadline_due_on(agent, task_id));
         let mut schedule = Schedule { waits_on, target, due, headers, replaces: 0 };
         for _ in 0..TRIES {
             match self.receiver.broker.schedule(&schedule, CONFIRM_WITHIN).await {
@@ -254,8 +254,8 @@ enum Written {
     Before(Record),
 }
 
-/// The id of a task whose client has none for it: an idempotency key is one. A signed request may be sent again by whoever sees it: it brings an
-/// id of its own, which is the task's then.
+/// The id of a task whose body has none: the request's idempotency key, else a new one. A signed request may be sent
+/// again by whoever sees it, but it brings an id of its own, which is the task's then.
 fn made_id(visit: &Visit<'_>) -> String {
     let header = |name: &str| visit.head.headers.get(name).and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     let signed = header("webhook-id").filter(|_| visit.client.signs());

@@ -76,7 +76,7 @@ impl Desk {
             }
             None => None,
         };
-        let (record, _) = self.task(client, task_id).await?;
+        let record = self.task(client, task_id).await?;
         let place = client.streams.clone().try_acquire_owned();
         let place = place.map_err(|_| TaskError::TooMany("tasks are followed by this client"))?;
         // Before the state is read again: what happens in between is news.
@@ -107,20 +107,16 @@ impl Follower {
     /// What is sent next; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         while !self.over {
-            let record = self.read().await;
-            if let Some(record) = &record {
-                let told: Vec<&Step> =
-                    record.history.iter().filter(|step| self.last.is_none_or(|last| step.number > last)).collect();
-                // A client that has seen the end gets nothing, and is let go.
-                self.over = record.status.is_terminal();
-                if let Some(newest) = told.last() {
-                    self.last = Some(newest.number);
-                    return Some(told.into_iter().map(|step| event(record, step)).collect::<String>().into());
-                }
-                if self.over {
-                    return None;
-                }
-            } else {
+            let record = self.read().await?;
+            let told: Vec<&Step> =
+                record.history.iter().filter(|step| self.last.is_none_or(|last| step.number > last)).collect();
+            // A client that has seen the end gets nothing, and is let go.
+            self.over = record.status.is_terminal();
+            if let Some(newest) = told.last() {
+                self.last = Some(newest.number);
+                return Some(told.into_iter().map(|step| event(&record, step)).collect::<String>().into());
+            }
+            if self.over {
                 return None;
             }
             tokio::select! {
