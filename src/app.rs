@@ -91,63 +91,87 @@ impl App {
         let token = admin_token(config)?;
         secrets.extend(token.clone().map(|token| token as Arc<dyn Reload>));
 
-        let mut gateway = None;
+        let grace = config.shutdown_grace;
+        let (gateway, admin_at) = (None, admin_address);
+        let mut app = Self { lifecycle, links, secrets, gateway, admin: admin_at, failed, last, beside, grace };
         if roles != Roles::Courier {
-            let sources = ingress::sources(config, &metrics).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
-            secrets.extend(ingress::secrets(&sources));
-            let listener =
-                Listener::bind(config.gateway.listen, ingress::limits(config)).await.context("gateway.listen")?;
-            let address = listener.address()?;
-            gateway = Some(address);
-            let listener = listener.observed_by(observer(&metrics));
-            let published = plan.clone().publishing(config.largest_body() + config::HEADER_ROOM);
-            let (broker, supervisor) = Broker::connect(&config.nats, published, "gateway").await.context("nats")?;
-            links.set(Role::Gateway, broker.clone());
-            let (supervised, failed, draining) = (supervisor.run(last.clone()), failed.clone(), lifecycle.clone());
-            beside.spawn(async move {
-                if let Err(problem) = supervised.await {
-                    fail(&failed, problem.into());
-                    draining.drain();
-                }
-            });
-            let keys = ingress::keys(config, options.clock.clone(), &options.documents)?;
-            let quarantine = ingress::Quarantine::new(&config.gateway, broker.clone());
-            let clients = ingress::Clients::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
-            secrets.extend(clients.secrets());
-            let kept = quarantine.clone();
-            let (clock, metrics, stop) = (options.clock.clone(), metrics.clone(), lifecycle.draining());
-            let parts = ingress::Parts { broker, sources, clients, keys, quarantine, clock, metrics, stop };
-            let router = ingress::router(config, parts);
-            tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
-            let serving = listener.run(router, lifecycle.draining());
-            lifecycle.spawn(async move {
-                serving.await;
-                kept.finish().await;
-            });
+            app.start_gateway(config, &options, &plan, &metrics).await?;
         }
         if roles != Roles::Gateway {
-            let registry = Registry::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
-            secrets.extend(registry.secrets());
-            let runner = CourierRunner {
-                config: config.clone(),
-                plan: plan.burying(egress::bury_unreadable),
-                registry: Arc::new(registry),
-                clock: options.clock.clone(),
-                metrics: metrics.clone(),
-                links: links.clone(),
-            };
-            let (failed, stop, last) = (failed.clone(), lifecycle.draining(), last.clone());
-            lifecycle.spawn(async move {
-                if let Err(error) = runner.run(stop, last).await {
-                    fail(&failed, error);
-                }
-            });
+            app.start_courier(config, &options, plan, &metrics)?;
         }
         tracing::info!(server.address = %admin_address, "Admin listens on http://{admin_address}");
-        let admin_pages = admin::router(links.clone(), metrics.clone(), token, lifecycle.draining());
-        beside.spawn(admin.run(admin_pages, last.clone()));
-        let grace = config.shutdown_grace;
-        Ok(Self { lifecycle, links, secrets, gateway, admin: admin_address, failed, last, beside, grace })
+        let admin_pages = admin::router(app.links.clone(), metrics, token, app.lifecycle.draining());
+        app.beside.spawn(admin.run(admin_pages, app.last.clone()));
+        Ok(app)
+    }
+
+    async fn start_gateway(
+        &mut self,
+        config: &Config,
+        options: &Options,
+        plan: &Plan,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
+        let sources = ingress::sources(config, metrics).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
+        self.secrets.extend(ingress::secrets(&sources));
+        let clients = ingress::Clients::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
+        self.secrets.extend(clients.secrets());
+        let listener =
+            Listener::bind(config.gateway.listen, ingress::limits(config)).await.context("gateway.listen")?;
+        let address = listener.address()?;
+        self.gateway = Some(address);
+        let listener = listener.observed_by(observer(metrics));
+        let published = plan.clone().publishing(config.largest_body() + config::HEADER_ROOM);
+        let (broker, supervisor) = Broker::connect(&config.nats, published, "gateway").await.context("nats")?;
+        self.links.set(Role::Gateway, broker.clone());
+        let (supervised, failed) = (supervisor.run(self.last.clone()), self.failed.clone());
+        let draining = self.lifecycle.clone();
+        self.beside.spawn(async move {
+            if let Err(problem) = supervised.await {
+                fail(&failed, problem.into());
+                draining.drain();
+            }
+        });
+        let keys = ingress::keys(config, options.clock.clone(), &options.documents)?;
+        let quarantine = ingress::Quarantine::new(&config.gateway, broker.clone());
+        let kept = quarantine.clone();
+        let (clock, metrics, stop) = (options.clock.clone(), metrics.clone(), self.lifecycle.draining());
+        let parts = ingress::Parts { broker, sources, clients, keys, quarantine, clock, metrics, stop };
+        let router = ingress::router(config, parts);
+        tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
+        let serving = listener.run(router, self.lifecycle.draining());
+        self.lifecycle.spawn(async move {
+            serving.await;
+            kept.finish().await;
+        });
+        Ok(())
+    }
+
+    fn start_courier(
+        &mut self,
+        config: &Config,
+        options: &Options,
+        plan: Plan,
+        metrics: &Metrics,
+    ) -> anyhow::Result<()> {
+        let registry = Registry::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
+        self.secrets.extend(registry.secrets());
+        let runner = CourierRunner {
+            config: config.clone(),
+            plan: plan.burying(egress::bury_unreadable),
+            registry: Arc::new(registry),
+            clock: options.clock.clone(),
+            metrics: metrics.clone(),
+            links: self.links.clone(),
+        };
+        let (failed, stop, last) = (self.failed.clone(), self.lifecycle.draining(), self.last.clone());
+        self.lifecycle.spawn(async move {
+            if let Err(error) = runner.run(stop, last).await {
+                fail(&failed, error);
+            }
+        });
+        Ok(())
     }
 
     /// The handle to NATS, for the demo that runs beside the roles.

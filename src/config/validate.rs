@@ -498,14 +498,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
     if config.streams.retry.max_bytes.is_some() {
         warnings.push("streams.retry.max_bytes: a full RETRY stream drops its oldest waiting delivery; watch its size long before".to_owned());
     }
-    if !config.clients.is_empty() && config.agents.is_empty() {
-        warnings.push("clients: no agent is configured, so there is nobody to delegate to".to_owned());
-    }
-    for (name, client) in &config.clients {
-        if client.callback_urls.iter().any(UrlPrefix::is_any) {
-            warnings.push(format!("clients.{name}.callback_urls: \"*\" lets it have any public address called back"));
-        }
-    }
+    warnings.extend(tasks::warnings(config));
     if config.callbacks.allow.iter().any(UrlPrefix::is_any) {
         warnings.push("callbacks.allow: \"*\" lets an agent send to any public address".to_owned());
     }

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::alarm;
 use super::line;
 use super::registry::Registry;
-use super::task::Lane;
+use super::task::Arrived;
 use super::worker::{Answer, Worker};
 use crate::broker::{Broker, COURIER, Consumer, Received, Slot};
 use crate::clock::Clock;
@@ -73,7 +73,7 @@ impl Courier {
         let outbox = Consumer::new(self.broker.clone(), StreamKind::Outbox, COURIER.to_owned(), self.slots, self.room);
         let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER.to_owned(), self.slots, self.room);
         let from_outbox = |received: Received, slot| {
-            let from = From::Outbox(worker.lane(&received));
+            let from = From::Outbox(worker.arrived(&received));
             drop(deliveries.spawn(self.clone().take(received, slot, from)));
         };
         let from_retry = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, From::Retry)));
@@ -110,7 +110,9 @@ impl Courier {
         self.metrics.deliveries.inc();
         let work = async {
             match &mut from {
-                From::Outbox(lane) => self.worker.outbox(&received, std::mem::replace(lane, Lane::None)).await,
+                From::Outbox(arrived) => {
+                    self.worker.outbox(&received, std::mem::replace(arrived, Arrived::Other)).await
+                }
                 From::Retry => Box::pin(self.worker.retry(&received)).await,
                 From::Line(endpoint) => Box::pin(self.worker.in_order(endpoint, &received)).await,
             }
@@ -177,7 +179,7 @@ impl Courier {
 /// Where a message was taken from.
 enum From {
     /// OUTBOX, and its place among the updates of a task, if it is one.
-    Outbox(Lane),
+    Outbox(Arrived),
     Retry,
     /// The line of this ordered endpoint.
     Line(Name),

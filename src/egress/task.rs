@@ -2,15 +2,18 @@
 //!
 //! Only the courier moves states. A move is written together with the sequence of the message that caused it, before
 //! anything is told of it: the same message again is a repeat, and goes on to its callback. So a crash between state
-//! and callback loses neither. [`telling`] keeps the callbacks in their order.
+//! and callback loses neither. [`telling`] keeps the callbacks in their order, [`put_off`] what one task takes up within
+//! bounds; [`news`] tell NATS of moves, and a [`deadline`] is an update that Hookbridge says itself.
 
+mod deadline;
+mod news;
+mod put_off;
 mod telling;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
-use serde::Serialize;
 use tokio::sync::Mutex;
 
 use super::destination::Destination;
@@ -20,28 +23,22 @@ use super::reason::{Reason, Refusal};
 use super::receipt::{Receipt, Status as Outcome};
 use super::replay::Replayed;
 use super::route::{self, Route};
-use super::standing::{Standing, Subject};
 use super::turns::Turn;
 use super::worker::{Answer, Job, Worker};
-use crate::broker::{Outgoing, PublishError, Received};
-use crate::config::StreamKind;
-use crate::event::headers::Headers;
+use crate::broker::{PublishError, Received};
 use crate::event::{name, subject};
-use crate::task::{self, Applied, CAUSE, Cause, DEADLINE, Record, Status, TASK_ID, Update, a2a};
-use crate::telemetry::metrics::{HeldLabels, StatusLabels};
+use crate::task::{self, Applied, CAUSE, Cause, Record, Status, TASK_ID, Update, a2a};
+use crate::telemetry::metrics::StatusLabels;
 pub(super) use telling::{Call, NotItsTurn};
 
 /// How often a move is tried while others change the record.
 const TRIES: u32 = 20;
 /// How far the clocks of gateway and server may be apart, at least and at most.
 const CLOCKS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
-/// The shortest and the longest time that an update is put off because of others of its task.
-const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-
-/// What a message of OUTBOX is to the lanes of tasks.
-pub(super) enum Lane {
+/// What a message of OUTBOX is to the tasks, as it comes.
+pub(super) enum Arrived {
     /// It is about no task.
-    None,
+    Other,
     /// Its place among the updates of its task.
     Turn(Turn),
     /// There is no place for it now.
@@ -69,37 +66,17 @@ enum Led {
     Unknown,
 }
 
-/// What agents and orchestrators hear of a move, on `tasks.<agent>.<task id>.state`.
-#[derive(Serialize)]
-struct Told<'a> {
-    task_id: &'a str,
-    agent: &'a str,
-    status: Status,
-    at: &'a str,
-    /// The outbox message that caused it.
-    sequence: u64,
-}
-
-/// What the agent hears of a task that it need not finish, on `tasks.<agent>.<task id>.cancel`.
-#[derive(Serialize)]
-struct CalledOff<'a> {
-    task_id: &'a str,
-    status: Status,
-    /// `client` or `deadline`.
-    cause: &'a str,
-}
-
 impl Worker {
     /// The place of a message among the updates of its task. Asked for as messages come, so that what one pull brings
     /// is applied in its order.
-    pub(super) fn lane(&self, received: &Received) -> Lane {
+    pub(super) fn arrived(&self, received: &Received) -> Arrived {
         let names_one = received.headers.get(TASK_ID).is_some()
             || memchr::memmem::find(&received.payload, b"\"task_id\"").is_some();
         let message = names_one.then(|| intake::understand(&self.received(received)).ok()).flatten();
-        let Some(message) = message else { return Lane::None };
+        let Some(message) = message else { return Arrived::Other };
         match &message.target {
-            Target::Task(task_id) => self.turn(&message.agent, task_id).map_or(Lane::Full, Lane::Turn),
-            _ => Lane::None,
+            Target::Task(task_id) => self.turn(&message.agent, task_id).map_or(Arrived::Full, Arrived::Turn),
+            _ => Arrived::Other,
         }
     }
 
@@ -113,14 +90,14 @@ impl Worker {
         &self,
         original: &Original,
         mut message: Message,
-        lane: Lane,
+        arrived: Arrived,
         attempt: u32,
         held: Option<Why>,
         in_doubt: bool,
     ) -> Answer {
-        let turn = match (lane, &message.target) {
-            (Lane::Turn(turn), _) => Some(turn),
-            (Lane::None, Target::Task(task_id)) => self.turn(&message.agent, task_id),
+        let turn = match (arrived, &message.target) {
+            (Arrived::Turn(turn), _) => Some(turn),
+            (Arrived::Other, Target::Task(task_id)) => self.turn(&message.agent, task_id),
             _ => None,
         };
         let Some(mut turn) = turn else { return self.put_off_update(original, &message, attempt).await };
@@ -145,41 +122,6 @@ impl Worker {
                 self.work(&job, in_doubt).await
             }
         }
-    }
-
-    /// Ends an update that somebody cancelled while it was put off, before it moves anything.
-    async fn was_cancelled(&self, original: &Original, message: &Message, attempt: u32) -> bool {
-        let route = put_off_route(message);
-        let (agent, delivery_id, sequence) = (&message.agent, &message.id, original.sequence);
-        let token = route.token.as_deref().unwrap_or_default();
-        let asked = Subject { token, url: "", agent, delivery_id, sequence };
-        let Standing::Cancelled(detail) = self.standings.standing(asked) else { return false };
-        let (held, in_line, turn) = (None, false, None);
-        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
-        self.cancel(&job, "cancelled", detail).await;
-        true
-    }
-
-    /// Lets an update wait in the stream: so many of its task are in hand that more would take the place of others.
-    /// The older it is the longer, so that a flood of them does not go round and round.
-    async fn put_off_update(&self, original: &Original, message: &Message, attempt: u32) -> Answer {
-        let route = put_off_route(message);
-        let (held, in_line, turn) = (Some(Why::Turn), false, None);
-        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
-        let now = self.clock.now();
-        let age = now.duration_since(original.stored).unwrap_or_default().clamp(PUT_OFF.0, PUT_OFF.1);
-        self.schedule(&job, attempt, held, now + age.mul_f64(0.5 + rand::random::<f64>())).await;
-        let labels = HeldLabels { destination: "task".to_owned(), why: Why::Turn.as_str() };
-        self.metrics.held.get_or_create(&labels).inc();
-        if let Some(more) = self.said_put_off.pass(now) {
-            tracing::info!(
-                agent.name = message.agent,
-                log.left_out = more,
-                "An update of {} is put off: as many of its task as may be are in hand",
-                message.agent
-            );
-        }
-        Answer::Ack
     }
 
     /// Applies an update, and finds its callback. What it is to send becomes the message's body.
@@ -210,19 +152,10 @@ impl Worker {
             if original.stored + self.clocks() < made {
                 return refuse(Reason::Unroutable, format!("was said before task `{task_id}` was made"));
             }
-            // A replay repeats what moved the task when it was first said.
-            let said_before = record
-                .history
-                .iter()
-                .find(|step| step.delivery.as_ref() == Some(&message.id) && step.status == update.status);
-            let is_replay = Replayed::read(&original.headers).is_some();
-            let is_lost = said_before.is_none() && record.step(original.sequence).is_none();
-            if is_replay && is_lost && !update.status.is_terminal() && record.sequence > 0 {
+            let Some(sequence) = said_first(original, message, update, &record) else {
                 let detail = "what it repeats is no longer part of the task's history".to_owned();
                 return Led::To(Route::superseded(&message.id, detail));
-            }
-            let replayed = said_before.filter(|_| is_replay);
-            let sequence = replayed.map_or(original.sequence, |step| step.sequence);
+            };
             let cause = Cause { agent: &message.agent, sequence, delivery: &message.id, now: self.clock.now() };
             let mut tell = true;
             let (record, lease) = match record.apply(update, cause) {
@@ -254,10 +187,8 @@ impl Worker {
                 }
                 Applied::Illegal(why) => return refuse(Reason::Illegal, why),
             };
-            if tell && record.status.is_terminal() && record.deadline.is_some() {
-                self.forget_deadline(&record).await;
-            }
             if tell {
+                self.forget_deadline(&record).await;
                 self.tell_move(&record, sequence, original).await;
             }
             if !record.wants(update.status) {
@@ -370,27 +301,6 @@ impl Worker {
         Route { call, ..Route::new(message.id.clone(), &destination, checked) }
     }
 
-    /// Tells everybody on NATS of a move. Said again within two minutes, the stream knows it by its id.
-    async fn tell_move(&self, record: &Record, sequence: u64, original: &Original) {
-        let Some(step) = record.step(sequence) else { return };
-        let Record { task_id, agent, .. } = record;
-        let told = Told { task_id, agent, status: step.status, at: &step.at, sequence };
-        self.tell_on_tasks(task::state_subject(agent, task_id), format!("{task_id}:{sequence}:state"), &told).await;
-        let cause = original.headers.get(CAUSE).filter(|cause| ["client", "deadline"].contains(cause));
-        if let Some(cause) = cause.filter(|_| step.status.is_terminal()) {
-            let called_off = CalledOff { task_id, status: step.status, cause };
-            let message_id = format!("{task_id}:{sequence}:cancel");
-            self.tell_on_tasks(task::cancel_subject(agent, task_id), message_id, &called_off).await;
-        }
-    }
-
-    async fn tell_on_tasks(&self, subject: String, message_id: String, said: &impl Serialize) {
-        let mut headers = Headers::default();
-        headers.push("content-type", "application/json");
-        let payload = serde_json::to_vec(said).unwrap_or_default().into();
-        self.ledger.news(&Outgoing { subject, headers, payload, message_id: Some(message_id) }).await;
-    }
-
     /// The receipt of an update that moved its task and is told to nobody.
     async fn tell_untold(&self, original: &Original, message: &Message) {
         let receipt = Receipt {
@@ -412,63 +322,22 @@ impl Worker {
         };
         self.ledger.receipt(&receipt, message.trace.as_ref()).await;
     }
-
-    /// Deals with a deadline that has come: a task that has not ended by then has failed.
-    ///
-    /// It is said in OUTBOX, where it goes the way of every update.
-    pub(super) async fn deadline(&self, received: &Received, task_id: &str) -> Answer {
-        let record = match self.find(task_id).await {
-            Found::Task(record, _) => record,
-            Found::None => return Answer::Ack,
-            Found::Unreadable => return Answer::Terminate,
-            Found::Unknown => return Answer::Again,
-        };
-        let due = received.headers.get(DEADLINE).unwrap_or_default();
-        if received.subject != task::deadline_due_on(&record.agent, task_id) {
-            return self.forged(received, "it is no deadline of any task");
-        }
-        if record.deadline.as_deref() != Some(due) {
-            tracing::debug!("Left a deadline of task {task_id} that is none any more, {due}");
-            return Answer::Ack;
-        }
-        // By the server's clock, which is the one that let it go.
-        if humantime::parse_rfc3339(due).is_ok_and(|due| received.stored < due) {
-            return self.forged(received, "its time has not come");
-        }
-        if record.status.is_terminal() {
-            return Answer::Ack;
-        }
-        let message = format!("there was no result by the deadline, {due}");
-        let error = serde_json::json!({"code": "deadline-exceeded", "message": message});
-        let body = serde_json::json!({"task_id": task_id, "status": Status::Failed, "error": error});
-        // Nobody can know this id before, and publish under it. A second one would find the task ended.
-        let message_id = format!("deadline-{task_id}-{:032x}", rand::random::<u128>());
-        let (subject, headers) = task::own_update(&record.agent, task_id, "deadline");
-        let payload = body.to_string().into();
-        let outgoing = Outgoing { subject, headers, payload, message_id: Some(message_id) };
-        tracing::info!(task.id = task_id, agent.name = record.agent, "Task {task_id} has passed its deadline, {due}");
-        match self.ledger.write(&outgoing).await {
-            Ok(()) => Answer::Ack,
-            Err(_) => Answer::Again,
-        }
-    }
-
-    /// Takes off the deadline of a task that has ended: it may be a year away. Left behind, it changes nothing.
-    async fn forget_deadline(&self, record: &Record) {
-        let waits_on = task::deadline_waits_on(&record.agent, &record.task_id);
-        if let Ok(Some(waiting)) = self.broker.last(StreamKind::Retry, &waits_on).await
-            && waiting.headers.get(DEADLINE) == record.deadline.as_deref()
-            && let Err(error) = self.broker.remove(StreamKind::Retry, waiting.sequence).await
-        {
-            tracing::debug!("The deadline of task {} stays until it is due: {error}", record.task_id);
-        }
-    }
 }
 
-/// The route of an update that is put off: where it goes is not known before it is applied.
-fn put_off_route(message: &Message) -> Route {
-    let token = Some(format!("u_{}", message.agent));
-    Route { token, ..Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, "it was put off")) }
+/// The message that said this first: a replay repeats what moved the task when it was said. None for a replay of what
+/// a long history has left out, which must not move the task back.
+fn said_first(original: &Original, message: &Message, update: &Update, record: &Record) -> Option<u64> {
+    if Replayed::read(&original.headers).is_none() {
+        return Some(original.sequence);
+    }
+    let is_it = |step: &&task::Step| step.delivery.as_ref() == Some(&message.id) && step.status == update.status;
+    match record.history.iter().find(is_it) {
+        Some(step) => Some(step.sequence),
+        None => {
+            let moves = update.status.is_terminal() || record.sequence == 0;
+            (moves || record.step(original.sequence).is_some()).then_some(original.sequence)
+        }
+    }
 }
 
 /// An agent that is told of a cancel may well answer that the task is canceled.

@@ -19,7 +19,7 @@ use super::registry::Registry;
 use super::route::{self, Route};
 use super::send::Sender;
 use super::standing::Standings;
-use super::task::Lane;
+use super::task::Arrived;
 use super::turns::{Turn, Turns};
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
@@ -158,7 +158,7 @@ impl Worker {
     }
 
     /// Deals with a message of OUTBOX.
-    pub(super) async fn outbox(&self, received: &Received, lane: Lane) -> Answer {
+    pub(super) async fn outbox(&self, received: &Received, arrived: Arrived) -> Answer {
         let in_doubt = self.in_doubt(received);
         let original = self.received(received);
         let message = match intake::understand(&original) {
@@ -166,7 +166,7 @@ impl Worker {
             Err(malformed) => return Box::pin(self.bury_malformed(&original, &malformed, in_doubt)).await,
         };
         if let Target::Task(_) = &message.target {
-            return Box::pin(self.update(&original, message, lane, 1, None, in_doubt)).await;
+            return Box::pin(self.update(&original, message, arrived, 1, None, in_doubt)).await;
         }
         let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
@@ -203,7 +203,7 @@ impl Worker {
                 if message.id != pointer.delivery_id {
                     return self.forged(received, "it points to another delivery than the message has");
                 }
-                self.update(&original, *message, Lane::None, pointer.attempt, pointer.held, true).await
+                self.update(&original, *message, Arrived::Other, pointer.attempt, pointer.held, true).await
             }
             Resolved::Delivery { original, message, route: Some(route) } => {
                 let (attempt, route) = (pointer.attempt, &route);

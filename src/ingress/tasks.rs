@@ -112,6 +112,30 @@ impl Desk {
         }
     }
 
+    /// Lets a client in, serves it, counts and answers.
+    async fn attend<'a, S>(
+        &'a self,
+        peer: Peer,
+        allowed: &[Method],
+        request: Request<Body>,
+        serve: impl FnOnce(Visit<'a>) -> S,
+    ) -> Response
+    where
+        S: Future<Output = Result<(&'static str, Response), TaskError>>,
+    {
+        let answered = match self.admit(peer, allowed, request).await {
+            Ok(visit) => {
+                let client = visit.client;
+                let served = serve(visit).await;
+                served
+                    .map(|(outcome, response)| (Some(client), outcome, response))
+                    .map_err(|error| Refused { client: Some(client), error })
+            }
+            Err(refused) => Err(refused),
+        };
+        self.answer(answered)
+    }
+
     /// Lets a client in: method, size, proof, rate, in the order of what they cost.
     async fn admit(&self, peer: Peer, allowed: &[Method], request: Request<Body>) -> Result<Visit<'_>, Refused<'_>> {
         let begun = Instant::now();
@@ -231,13 +255,6 @@ impl Desk {
 struct Refused<'a> {
     client: Option<&'a Client>,
     error: TaskError,
-}
-
-impl<'a> Refused<'a> {
-    /// What turns an error into the refusal of a client's request.
-    fn of(client: &'a Client) -> impl Fn(TaskError) -> Self {
-        move |error| Self { client: Some(client), error }
-    }
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {

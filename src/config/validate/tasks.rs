@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{CARRIED, Findings, all_ended, check_secret};
 use crate::config::{Client, Config, signing};
+use crate::event::UrlPrefix;
 
 /// The longest time until a deadline; the server takes no date that far away.
 const MAX_DEADLINE: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -57,6 +58,20 @@ fn client(config: &Config, table: &str, client: &Client, findings: &mut Findings
     for (_, reason) in signing::mistakes(&all.signatures, secrets, &CARRIED, SystemTime::now()) {
         findings.add(format!("{table}.callback_secrets"), reason);
     }
+}
+
+/// What works and is still worth a word.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !config.clients.is_empty() && config.agents.is_empty() {
+        warnings.push("clients: no agent is configured, so there is nobody to delegate to".to_owned());
+    }
+    for (name, client) in &config.clients {
+        if client.callback_urls.iter().any(UrlPrefix::is_any) {
+            warnings.push(format!("clients.{name}.callback_urls: \"*\" lets it have any public address called back"));
+        }
+    }
+    warnings
 }
 
 /// Who brings the token of two clients would be one of them by chance.

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::client::Client;
 use super::error::TaskError;
-use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
+use super::{CONFIRM_WITHIN, Desk, json};
 use crate::broker::{Broker, Outgoing};
 use crate::config::StreamKind;
 use crate::event::headers::OUTBOX_SEQUENCE;
@@ -113,17 +113,14 @@ pub(super) async fn one(
     request: Request<Body>,
 ) -> Response {
     let task_id = task_id.map(|Path(task_id)| task_id).unwrap_or_default();
-    let answered = match desk.admit(peer, &[Method::GET, Method::DELETE], request).await {
-        Ok(Visit { client, head, body, .. }) => {
-            let answered = match head.method {
-                Method::DELETE => desk.call_off(client, &task_id, &body).await,
-                _ => desk.show(client, &task_id).await,
-            };
-            answered.map(|(outcome, response)| (Some(client), outcome, response)).map_err(Refused::of(client))
+    let (at, task_id) = (&desk, &task_id);
+    desk.attend(peer, &[Method::GET, Method::DELETE], request, |visit| async move {
+        match visit.head.method {
+            Method::DELETE => at.call_off(visit.client, task_id, &visit.body).await,
+            _ => at.show(visit.client, task_id).await,
         }
-        Err(refused) => Err(refused),
-    };
-    desk.answer(answered)
+    })
+    .await
 }
 
 pub(super) async fn list(
@@ -131,14 +128,12 @@ pub(super) async fn list(
     Extension(peer): Extension<Peer>,
     request: Request<Body>,
 ) -> Response {
-    let answered = match desk.admit(peer, &[Method::GET], request).await {
-        Ok(Visit { client, head, .. }) => {
-            let listed = desk.list(client, head.uri.query().unwrap_or_default()).await;
-            listed.map(|response| (Some(client), "listed", response)).map_err(Refused::of(client))
-        }
-        Err(refused) => Err(refused),
-    };
-    desk.answer(answered)
+    let at = &desk;
+    desk.attend(peer, &[Method::GET], request, |visit| async move {
+        let listed = at.list(visit.client, visit.head.uri.query().unwrap_or_default()).await;
+        listed.map(|response| ("listed", response))
+    })
+    .await
 }
 
 impl Desk {

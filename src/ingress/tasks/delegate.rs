@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::super::answer::ReceiveError;
 use super::client::Client;
 use super::error::TaskError;
-use super::{CONFIRM_WITHIN, Desk, Refused, Visit, json};
+use super::{CONFIRM_WITHIN, Desk, Visit, json};
 use crate::broker::{Outgoing, PublishError, Schedule, StoredMessage};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
@@ -58,23 +58,19 @@ pub(super) async fn delegate(
         hookbridge.agent = tracing::field::Empty,
         hookbridge.task = tracing::field::Empty,
     );
-    let answered = match desk.admit(peer, &[Method::POST], request).await {
-        Ok(visit) => {
-            let taken = desk.take(&visit, &agent, &span).await.map_err(Refused::of(visit.client));
-            taken.map(|(outcome, response)| (Some(visit.client), outcome, response))
-        }
-        Err(refused) => Err(refused),
-    };
-    desk.answer(answered)
+    let (at, agent, span) = (&desk, &agent, &span);
+    let take = |visit| at.take(visit, agent, span);
+    desk.attend(peer, &[Method::POST], request, take).await
 }
 
 impl Desk {
     async fn take(
         &self,
-        visit: &Visit<'_>,
+        visit: Visit<'_>,
         agent: &str,
         span: &tracing::Span,
     ) -> Result<(&'static str, Response), TaskError> {
+        let visit = &visit;
         let (client, now) = (visit.client, self.receiver.clock.now());
         let agent = self.agents.get(agent).ok_or(TaskError::NoAgent)?;
         if !client.agents.iter().any(|pattern| pattern.allows(agent.as_str())) {

@@ -18,10 +18,10 @@ use http::{Method, Request};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::Desk;
 use super::ask::Shown;
 use super::client::Client;
 use super::error::TaskError;
-use super::{Desk, Refused, Visit};
 use crate::broker::News;
 use crate::listener::Peer;
 use crate::task::{self, Record, Step};
@@ -38,15 +38,13 @@ pub(super) async fn events(
     request: Request<Body>,
 ) -> Response {
     let task_id = task_id.map(|Path(task_id)| task_id).unwrap_or_default();
-    let answered = match desk.admit(peer, &[Method::GET], request).await {
-        Ok(Visit { client, head, .. }) => {
-            let last = head.headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().to_owned());
-            let followed = desk.clone().follow(client, &task_id, last).await;
-            followed.map(|response| (Some(client), "followed", response)).map_err(Refused::of(client))
-        }
-        Err(refused) => Err(refused),
-    };
-    desk.answer(answered)
+    let (at, task_id) = (&desk, &task_id);
+    desk.attend(peer, &[Method::GET], request, |visit| async move {
+        let last = visit.head.headers.get("last-event-id").map(|value| value.to_str().unwrap_or_default().to_owned());
+        let followed = at.clone().follow(visit.client, task_id, last).await;
+        followed.map(|response| ("followed", response))
+    })
+    .await
 }
 
 /// A client that follows a task.
