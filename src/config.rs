@@ -89,10 +89,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// The largest body that any source takes, in bytes.
+    /// The largest body that any source, or a task, can have, in bytes.
     pub fn largest_body(&self) -> u64 {
         let of_sources = self.sources.values().filter_map(|source| source.profile().max_body);
-        of_sources.chain([self.gateway.max_body]).map(|max| max.as_u64()).max().unwrap_or_default()
+        of_sources
+            .chain(self.tasks.max_body)
+            .chain([self.gateway.max_body])
+            .map(|max| max.as_u64())
+            .max()
+            .unwrap_or_default()
     }
 }
 

@@ -270,7 +270,7 @@ fn rests_on(section: &str) -> &[&str] {
         "gateway" => &["gateway"],
         "callbacks" => &["callbacks"],
         "admin" => &["admin"],
-        "tasks" => &["tasks"],
+        "tasks" => &["tasks", "gateway", "egress"],
         "replies" => &["replies", "gateway"],
         _ => &["telemetry"],
     }

@@ -26,12 +26,12 @@ async fn nothing_waits(nats: &Nats) {
     eventually("RETRY to be empty", async || (nats.count("RETRY").await == 0).then_some(())).await;
 }
 
-#[tokio::test]
-async fn three_couriers_that_hear_of_a_disabled_endpoint_bury_each_delivery_once() {
+/// Three couriers, and 200 deliveries that wait for an hour after a first attempt.
+async fn two_hundred_that_wait() -> (Nats, Receiver, String, [Hookbridge; 3]) {
     let (nats, receiver) = (Nats::start().await, Receiver::start().await);
     receiver.otherwise(Reply::Status(500));
     let text = crm(&receiver, "[\"1h\"]");
-    let _couriers = [
+    let couriers = [
         Hookbridge::start_as(&nats, Roles::Courier, &text).await,
         Hookbridge::start_as(&nats, Roles::Courier, &text).await,
         Hookbridge::start_as(&nats, Roles::Courier, &text).await,
@@ -40,6 +40,12 @@ async fn three_couriers_that_hear_of_a_disabled_endpoint_bury_each_delivery_once
         send(&nats, &format!("m-{index}")).await;
     }
     nats.messages("RECEIPTS", "receipts.a.retrying.*", 200).await;
+    (nats, receiver, text, couriers)
+}
+
+#[tokio::test]
+async fn three_couriers_that_hear_of_a_disabled_endpoint_bury_each_delivery_once() {
+    let (nats, _receiver, text, _couriers) = two_hundred_that_wait().await;
 
     operator(&nats, &text, &["endpoints", "disable", "crm"]).await.assert_code(0);
 
@@ -50,18 +56,7 @@ async fn three_couriers_that_hear_of_a_disabled_endpoint_bury_each_delivery_once
 
 #[tokio::test]
 async fn three_couriers_that_hear_of_a_cancelled_destination_tell_each_delivery_once() {
-    let (nats, receiver) = (Nats::start().await, Receiver::start().await);
-    receiver.otherwise(Reply::Status(500));
-    let text = crm(&receiver, "[\"1h\"]");
-    let _couriers = [
-        Hookbridge::start_as(&nats, Roles::Courier, &text).await,
-        Hookbridge::start_as(&nats, Roles::Courier, &text).await,
-        Hookbridge::start_as(&nats, Roles::Courier, &text).await,
-    ];
-    for index in 0..200 {
-        send(&nats, &format!("m-{index}")).await;
-    }
-    nats.messages("RECEIPTS", "receipts.a.retrying.*", 200).await;
+    let (nats, _receiver, text, _couriers) = two_hundred_that_wait().await;
 
     operator(&nats, &text, &["endpoints", "cancel", "crm"]).await.assert_code(0);
 

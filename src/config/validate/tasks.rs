@@ -28,6 +28,9 @@ pub(super) fn tasks(config: &Config, findings: &mut Findings) {
     if tasks.deadline.is_some_and(|deadline| deadline.is_zero() || deadline > MAX_DEADLINE) {
         findings.add("tasks.deadline", "must be more than nothing and at most a year");
     }
+    if tasks.max_body.is_some_and(|max| max > config.gateway.max_in_flight) {
+        findings.add("tasks.max_body", "is larger than gateway.max_in_flight: it could never be taken");
+    }
     if tasks.max_streams == 0 {
         findings.add("tasks.max_streams", "must be at least 1");
     }

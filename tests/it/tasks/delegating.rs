@@ -202,6 +202,7 @@ async fn clients_that_cannot_be_told_apart_or_called_back_are_mistakes() {
         ("[clients.a]\ntoken = \"plain:x\"\ncallback_urls = [\"https://a.example/\"]\n", "callback_secrets"),
         ("[tasks]\nretention = \"1s\"\n", "shorter than a minute"),
         ("[tasks]\ndeadline = \"9000d\"\n", "at most a year"),
+        ("[tasks]\nmax_body = \"1GiB\"\n", "could never be taken"),
         (
             "[clients.a]\ntoken = \"plain:x\"\n[egress]\nretry = [\"2h\"]\n[tasks]\nretention = \"1h\"\n",
             "shorter than egress.retry",
