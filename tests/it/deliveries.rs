@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 
-use crate::harness::{Hookbridge, Message, Nats, Receiver, Reply, eventually, sign};
+use crate::harness::{Hookbridge, Message, Nats, Receiver, Reply, eventually, free_port, sign};
 
 /// An endpoint `crm` at the receiver, signed in both forms with two secrets.
 fn crm(receiver: &Receiver) -> String {
@@ -182,7 +182,7 @@ async fn an_answer_of_2_gb_is_not_read_and_one_that_stalls_costs_no_attempt() {
 #[tokio::test]
 async fn an_endpoint_that_is_not_there_or_not_resolved_is_tried_again() {
     let nats = Nats::start().await;
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let closed = free_port();
     let no_tls = Receiver::scripted([Reply::Garbage]).await;
     let text = format!(
         "[endpoints.closed]\nurl = \"http://127.0.0.1:{closed}/\"\nsignatures = []\n\

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tokio::net::TcpListener;
 
-use crate::harness::{Dns, Hookbridge, Nats, Receiver};
+use crate::harness::{Dns, Hookbridge, Nats, Receiver, free_port};
 
 const URLS: &str = include_str!("data/hostile_urls.txt");
 
@@ -65,7 +65,7 @@ struct Canary(Vec<Receiver>, u16);
 
 impl Canary {
     async fn start() -> Self {
-        let port = free_port().await;
+        let port = free_on_both().await;
         // A machine without IPv6 has one listener only.
         let has_v6 = TcpListener::bind("[::1]:0").await.is_ok();
         let mut listeners = vec![Receiver::at(&format!("127.0.0.1:{port}")).await];
@@ -81,9 +81,9 @@ impl Canary {
 }
 
 /// A port that is free on both loopback addresses; somebody else may have the one of the first at the second.
-async fn free_port() -> u16 {
+async fn free_on_both() -> u16 {
     for _ in 0..100 {
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let port = free_port();
         match TcpListener::bind(("::1", port)).await {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
             Ok(_) | Err(_) => return port,

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{DEADLINE, eventually, within};
+use super::{DEADLINE, eventually, free_port, within};
 
 /// A nats-server with JetStream on a temporary folder. Ends with the test.
 pub(crate) struct Nats {
@@ -53,7 +53,7 @@ impl Nats {
     pub(crate) async fn start_with(settings: &str) -> Self {
         let mut nats = Self::absent(settings).await;
         nats.run();
-        within("nats-server", nats.client.flush()).await.unwrap();
+        nats.answers().await;
         nats
     }
 
@@ -61,8 +61,15 @@ impl Nats {
     pub(crate) async fn without_jetstream() -> Self {
         let mut nats = Self::prepare("").await;
         nats.run();
-        within("nats-server", nats.client.flush()).await.unwrap();
+        nats.answers().await;
         nats
+    }
+
+    async fn answers(&self) {
+        match tokio::time::timeout(DEADLINE, self.client.flush()).await {
+            Ok(flushed) => flushed.unwrap(),
+            Err(_) => panic!("nats-server does not answer: {}", self.log()),
+        }
     }
 
     /// A place for a server that does not run yet.
@@ -72,7 +79,7 @@ impl Nats {
 
     async fn prepare(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let settings = settings.replace("$FOLDER", folder.path().to_str().unwrap());
         let text = format!("listen: 127.0.0.1:{port}\n{settings}\n");
         std::fs::write(folder.path().join("nats.conf"), text).unwrap();

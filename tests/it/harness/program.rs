@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -58,9 +59,21 @@ pub(crate) fn binary(arguments: &[&str]) -> Command {
     command
 }
 
-/// A port that nothing listens on.
+/// A port that nothing listens on, and that nobody gets who asks the system for any port: a client that knocks again
+/// and again at a closed port of that range ends up connected to itself, and the server finds its port taken.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    const FROM: u32 = 10_240;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..COUNT {
+        let next = first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FROM + next % COUNT).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free between {FROM} and {}", FROM + COUNT)
 }
 
 /// A running program. Ends with the test.
