@@ -1,5 +1,7 @@
 //! The W3C trace context, as text, on its way through.
 
+use data_encoding::HEXLOWER;
+
 use super::Headers;
 
 /// `traceparent` and `tracestate` of <https://www.w3.org/TR/trace-context/>.
@@ -30,8 +32,14 @@ impl Context {
 
     /// A new trace that nobody records, so that its messages can still be told apart and joined.
     pub fn fresh() -> Self {
-        let (trace, span): (u128, u64) = (rand::random::<u128>().max(1), rand::random::<u64>().max(1));
-        Self { traceparent: format!("00-{trace:032x}-{span:016x}-00"), tracestate: None }
+        let (trace, span) = (rand::random::<u128>().max(1), rand::random::<u64>().max(1));
+        let mut traceparent = String::with_capacity(55);
+        traceparent.push_str("00-");
+        HEXLOWER.encode_append(&trace.to_be_bytes(), &mut traceparent);
+        traceparent.push('-');
+        HEXLOWER.encode_append(&span.to_be_bytes(), &mut traceparent);
+        traceparent.push_str("-00");
+        Self { traceparent, tracestate: None }
     }
 
     /// Adds the context to a message's headers.

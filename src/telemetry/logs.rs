@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use anyhow::Context;
+use tracing_subscriber::filter::FilterExt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -34,12 +35,14 @@ pub(crate) fn init(telemetry: &Telemetry) -> anyhow::Result<Option<Tracing>> {
         Ok(wanted) => EnvFilter::try_new(wanted).context(EnvFilter::DEFAULT_ENV)?,
         Err(_) => EnvFilter::try_new(asked)?,
     };
-    // Spans are for traces only: without a collector they cost nothing.
     let no_spans = tracing_subscriber::filter::filter_fn(|metadata| metadata.target() != traces::TARGET);
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter).with_filter(no_spans))
-        .with(tracing.as_ref().map(Tracing::layer))
-        .try_init()?;
+    let logs = tracing_subscriber::registry().with(lines.with_filter(filter.and(no_spans)));
+    // Spans are for traces only: without a collector they cost nothing. An absent layer would, and the client
+    // library's own events with it: what has no filter wants everything.
+    match &tracing {
+        Some(tracing) => logs.with(tracing.layer()).try_init()?,
+        None => logs.try_init()?,
+    }
     Ok(tracing)
 }
 
