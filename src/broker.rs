@@ -39,9 +39,14 @@ use crate::event::Headers;
 /// Hookbridge itself, and from outside only what passed a check gets here.
 fn to_nats(headers: &Headers) -> HeaderMap {
     let mut map = HeaderMap::new();
-    for (name, value) in headers.iter() {
-        if let (Some(name), Ok(value)) = (header_name(name), value.parse::<HeaderValue>()) {
-            map.append(name, value);
+    for (index, (text, value)) in headers.iter().enumerate() {
+        if let (Some(name), Ok(value)) = (header_name(text), value.parse::<HeaderValue>()) {
+            // Appending looks for the name twice, and most names are there once.
+            if headers.iter().take(index).any(|(before, _)| before == text) {
+                map.append(name, value);
+            } else {
+                map.insert(name, value);
+            }
         }
     }
     map

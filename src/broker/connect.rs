@@ -19,8 +19,6 @@ use crate::secret::SecretError;
 const OLDEST_SERVER: (u64, u64) = (2, 12);
 /// How long one JetStream request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Publishes that wait for their confirmation at once; what is over waits for a place.
-const MAX_UNCONFIRMED: usize = 16 * 1024;
 /// How long to wait before looking again at a server that was not ready or not fit.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long the last words may take.
@@ -116,12 +114,8 @@ impl Broker {
                 }
             });
         let client = options.connect(nats.url.as_slice().to_vec()).await?;
-        let jetstream = ContextBuilder::new()
-            .timeout(REQUEST_TIMEOUT)
-            .ack_timeout(REQUEST_TIMEOUT)
-            .max_ack_inflight(MAX_UNCONFIRMED)
-            .backpressure_on_inflight(true)
-            .build(client.clone());
+        let jetstream =
+            ContextBuilder::new().timeout(REQUEST_TIMEOUT).ack_timeout(REQUEST_TIMEOUT).build(client.clone());
         let (link, watched) = watch::channel(Link::Connecting);
         let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
         let broker = Self { client, jetstream, names, replicas, link: watched, look_again: Arc::default() };

@@ -1,6 +1,7 @@
 //! Taking messages from a durable, never more than there are free slots for.
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -140,18 +141,19 @@ impl Consumer {
         slots
     }
 
-    /// Waits until the message fits into the room for all; one that never would gets all of it. What arrived behind it
-    /// goes back meanwhile, and the stream hears that it is still being waited for.
-    async fn room_for(&self, received: &Received, batch: &mut pull::Batch) -> Option<OwnedSemaphorePermit> {
+    /// How much of the room for all a message takes, in KiB; one that never would fit gets all of it.
+    fn size_of(&self, received: &Received) -> u32 {
         // A pointer tells how large the message is that it leads to.
         let pointed = received.headers.get(BODY_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
         let size = u32::try_from(received.payload.len().max(pointed) / 1024).unwrap_or(u32::MAX);
-        let size = size.clamp(1, self.all_room);
-        if let Ok(room) = self.room.clone().try_acquire_many_owned(size) {
-            return Some(room);
-        }
+        size.clamp(1, self.all_room)
+    }
+
+    /// Waits until the message fits into the room for all. What arrived behind it goes back meanwhile, and the stream
+    /// hears that it is still being waited for.
+    async fn room_for(&self, received: &Received, size: u32, batch: &mut pull::Batch) -> Option<OwnedSemaphorePermit> {
         give_back(batch).await;
-        let mut waits = std::pin::pin!(self.room.clone().acquire_many_owned(size));
+        let mut waits = pin!(self.room.clone().acquire_many_owned(size));
         loop {
             match tokio::time::timeout(SIGN_OF_LIFE, &mut waits).await {
                 Ok(room) => return room.ok(),
@@ -169,6 +171,7 @@ impl Consumer {
         stop: &CancellationToken,
         take: &impl Fn(Received, Slot),
     ) -> Result<(), ()> {
+        let (mut lost, mut stopped) = (pin!(self.broker.lost(connection)), pin!(stop.cancelled()));
         loop {
             // Never less than the largest message, or one such would end every pull.
             let most = self.broker.max_payload().saturating_add(PULL_BYTES);
@@ -179,17 +182,21 @@ impl Consumer {
                 let message = tokio::select! {
                     biased;
                     message = batch.next() => message,
-                    () = stop.cancelled() => {
+                    () = &mut stopped => {
                         give_back(&mut batch).await;
                         return Ok(());
                     }
-                    () = self.broker.lost(connection) => return Ok(()),
+                    () = &mut lost => return Ok(()),
                 };
                 match message {
                     Some(Ok(message)) => {
                         if let (Some(received), Some(slot)) = (self.received(message), slots.pop()) {
-                            let Some(room) = stop.run_until_cancelled(self.room_for(&received, &mut batch)).await
-                            else {
+                            let size = self.size_of(&received);
+                            let room = match self.room.clone().try_acquire_many_owned(size) {
+                                Ok(room) => Some(Some(room)),
+                                Err(_) => stop.run_until_cancelled(self.room_for(&received, size, &mut batch)).await,
+                            };
+                            let Some(room) = room else {
                                 received.give_back(Duration::ZERO).await;
                                 give_back(&mut batch).await;
                                 return Ok(());

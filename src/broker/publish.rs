@@ -2,11 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_SCHEDULE, NATS_SCHEDULE_TARGET};
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::header::{
+    NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID, NATS_SCHEDULE, NATS_SCHEDULE_TARGET,
+};
 use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Client, HeaderMap, HeaderValue, Request, RequestError, RequestErrorKind, Subject};
 use bytes::Bytes;
+use serde::Deserialize;
 
 use super::{Broker, Link, Visitor, to_nats};
 use crate::clock::rfc3339;
@@ -31,15 +33,13 @@ impl Outgoing {
         self.payload.len() + self.headers.wire_bytes() + id
     }
 
-    pub(super) fn message(&self) -> PublishMessage {
-        let mut message = PublishMessage::build().payload(self.payload.clone());
-        if !self.headers.is_empty() {
-            message = message.headers(to_nats(&self.headers));
-        }
+    /// The headers as the library has them, the id among them.
+    pub(super) fn nats_headers(&self) -> HeaderMap {
+        let mut headers = to_nats(&self.headers);
         if let Some(id) = &self.message_id {
-            message = message.message_id(id);
+            headers.insert(NATS_MESSAGE_ID, id.as_str());
         }
-        message
+        headers
     }
 }
 
@@ -102,7 +102,7 @@ impl PublishError {
 impl Broker {
     /// Publishes and waits for the stream's confirmation, for at most `wait`.
     pub(crate) async fn publish(&self, outgoing: &Outgoing, wait: Duration) -> Result<Stored, PublishError> {
-        self.send(&outgoing.subject, outgoing.message(), wait).await
+        self.send(&outgoing.subject, outgoing.nats_headers(), outgoing.payload.clone(), wait).await
     }
 
     /// Publishes a schedule, unless another one than it is to replace waits on its subject. Replacing is one step: at
@@ -114,14 +114,20 @@ impl Broker {
         headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(schedule.due)).as_str());
         headers.insert(NATS_SCHEDULE_TARGET, self.names.subject(&schedule.target).as_str());
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, schedule.replaces.to_string().as_str());
-        self.send(&schedule.waits_on, PublishMessage::build().headers(headers), wait).await
+        self.send(&schedule.waits_on, headers, Bytes::new(), wait).await
     }
 
-    async fn send(&self, subject: &str, message: PublishMessage, wait: Duration) -> Result<Stored, PublishError> {
+    async fn send(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<Stored, PublishError> {
         if self.is_ready().is_none() {
             return Err(PublishError::NotReady(self.link()));
         }
-        confirmed(&self.jetstream, self.names.subject(subject), message, wait).await
+        confirmed(&self.client, self.names.subject(subject), headers, payload, wait).await
     }
 }
 
@@ -134,8 +140,7 @@ impl Visitor {
         outgoing: &Outgoing,
         wait: Duration,
     ) -> Result<Stored, PublishError> {
-        let message = self.message_for(stream, outgoing)?;
-        confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await
+        self.store_with(self.headers_for(stream, outgoing)?, outgoing, wait).await
     }
 
     /// The same, unless something else than the message at the sequence `last` is the last on the subject; 0 for
@@ -147,55 +152,91 @@ impl Visitor {
         last: u64,
         wait: Duration,
     ) -> Result<Stored, PublishError> {
-        let message = self.message_for(stream, outgoing)?.expected_last_subject_sequence(last);
-        confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await
+        let mut headers = self.headers_for(stream, outgoing)?;
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last));
+        self.store_with(headers, outgoing, wait).await
     }
 
-    fn message_for(&self, stream: StreamKind, outgoing: &Outgoing) -> Result<PublishMessage, PublishError> {
+    async fn store_with(
+        &self,
+        headers: HeaderMap,
+        outgoing: &Outgoing,
+        wait: Duration,
+    ) -> Result<Stored, PublishError> {
+        let subject = self.names.subject(&outgoing.subject);
+        confirmed(&self.client, subject, headers, outgoing.payload.clone(), wait).await
+    }
+
+    fn headers_for(&self, stream: StreamKind, outgoing: &Outgoing) -> Result<HeaderMap, PublishError> {
         let stream = self.names.stream(stream);
         let expected = "Nats-Expected-Stream: \r\n".len() + stream.len();
         if outgoing.wire_bytes() + expected > self.server().max_payload {
             return Err(PublishError::TooLarge);
         }
-        Ok(outgoing.message().expected_stream(stream))
+        let mut headers = outgoing.nats_headers();
+        headers.insert(NATS_EXPECTED_STREAM, stream.as_str());
+        Ok(headers)
     }
 }
 
-/// Publishes on a subject as the server knows it.
+/// What a stream answers to a publish.
+#[derive(Deserialize)]
+struct Ack {
+    #[serde(rename = "seq")]
+    sequence: Option<u64>,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<jetstream::Error>,
+}
+
+/// Publishes on a subject as the server knows it, and reads the stream's answer.
+///
+/// A request, and not the library's publish for JetStream: that sets a second timer for each message, and reads every
+/// answer twice, first as an error.
 pub(super) async fn confirmed(
-    jetstream: &jetstream::Context,
+    client: &Client,
     subject: String,
-    message: PublishMessage,
+    headers: HeaderMap,
+    payload: Bytes,
     wait: Duration,
 ) -> Result<Stored, PublishError> {
-    let confirmed = async {
-        let ack = jetstream.send_publish(subject.clone(), message).await?;
-        ack.await
-    };
-    match tokio::time::timeout(wait, confirmed).await {
-        Ok(Ok(ack)) => Ok(Stored { sequence: ack.sequence, duplicate: ack.duplicate }),
+    let mut request = Request::new().payload(payload).timeout(None);
+    if !headers.is_empty() {
+        request = request.headers(headers);
+    }
+    let subject = Subject::from(subject);
+    match tokio::time::timeout(wait, client.send_request(subject.clone(), request)).await {
+        Ok(Ok(answer)) => read(&answer.payload),
         Ok(Err(error)) => Err(classify(&error, &subject)),
         Err(_) => Err(PublishError::Unconfirmed),
     }
 }
 
-fn classify(error: &jetstream::context::PublishError, subject: &str) -> PublishError {
+/// Only an answer with a sequence says that the message is stored.
+fn read(answer: &[u8]) -> Result<Stored, PublishError> {
+    match serde_json::from_slice(answer) {
+        Ok(Ack { error: Some(error), .. }) => Err(refused(&error)),
+        Ok(Ack { sequence: Some(sequence), duplicate, .. }) => Ok(Stored { sequence, duplicate }),
+        Ok(Ack { sequence: None, .. }) => Err(PublishError::Refused("the answer names no sequence".to_owned())),
+        Err(error) => Err(PublishError::Refused(format!("the answer is not a stream's: {error}"))),
+    }
+}
+
+fn classify(error: &RequestError, subject: &str) -> PublishError {
     match error.kind() {
-        PublishErrorKind::StreamNotFound => PublishError::NoStream(subject.to_owned()),
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
-            PublishError::Unconfirmed
-        }
-        PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge,
-        PublishErrorKind::WrongLastSequence => PublishError::Occupied,
-        PublishErrorKind::WrongLastMessageId | PublishErrorKind::Other => {
-            let source = std::error::Error::source(error);
-            let server = source.and_then(|source| source.downcast_ref::<jetstream::Error>());
-            match server {
-                Some(server) if is_full(server) => PublishError::Full,
-                Some(server) => PublishError::Refused(server.to_string()),
-                None => PublishError::Refused(error.to_string()),
-            }
-        }
+        RequestErrorKind::NoResponders => PublishError::NoStream(subject.to_owned()),
+        RequestErrorKind::MaxPayloadExceeded => PublishError::TooLarge,
+        RequestErrorKind::InvalidSubject => PublishError::Refused(error.to_string()),
+        // The connection broke before the answer came.
+        RequestErrorKind::TimedOut | RequestErrorKind::Other => PublishError::Unconfirmed,
+    }
+}
+
+fn refused(error: &jetstream::Error) -> PublishError {
+    match error.error_code() {
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE => PublishError::Occupied,
+        _ if is_full(error) => PublishError::Full,
+        _ => PublishError::Refused(error.to_string()),
     }
 }
 
@@ -206,4 +247,34 @@ fn is_full(error: &jetstream::Error) -> bool {
     code == ErrorCode::INSUFFICIENT_RESOURCES
         || code == ErrorCode::STORAGE_RESOURCES_EXCEEDED
         || (code == ErrorCode::STREAM_STORE_FAILED && error.to_string().contains("maximum"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_with_a_sequence_says_that_a_message_is_stored() {
+        let stored = |duplicate| Stored { sequence: 7, duplicate };
+        assert_eq!(read(br#"{"stream":"EVENTS","seq":7}"#).unwrap(), stored(false));
+        assert_eq!(read(br#"{"stream":"EVENTS","seq":7,"duplicate":true,"domain":"hub"}"#).unwrap(), stored(true));
+        for nothing in ["", "{}", "+ACK", r#"{"stream":"EVENTS"}"#, "[7]", r#"{"seq":"7"}"#] {
+            assert!(matches!(read(nothing.as_bytes()), Err(PublishError::Refused(_))), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_was_refused_whatever_else_stands_beside_it() {
+        let refusal = |code: u64, text: &str| {
+            let answer = serde_json::json!({
+                "error": {"code": 503, "err_code": code, "description": text}, "stream": "EVENTS", "seq": 7,
+            });
+            read(answer.to_string().as_bytes()).unwrap_err()
+        };
+        assert!(matches!(refusal(10071, "wrong last sequence: 3"), PublishError::Occupied));
+        assert!(matches!(refusal(10077, "maximum bytes exceeded"), PublishError::Full));
+        assert!(matches!(refusal(10023, "insufficient resources"), PublishError::Full));
+        let PublishError::Refused(text) = refusal(10060, "expected stream does not match") else { panic!() };
+        assert!(text.contains("expected stream does not match"), "{text}");
+    }
 }

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::{HeaderMap, HeaderValue, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 
@@ -88,8 +87,7 @@ impl Broker {
         if let Some(ends) = ends {
             headers.insert(NATS_MESSAGE_TTL, format!("{}s", ends.as_secs().max(1)).as_str());
         }
-        let message = PublishMessage::build().payload(value).headers(headers);
-        match confirmed(&self.jetstream, self.task_subject(key), message, CONFIRM_WITHIN).await {
+        match confirmed(&self.client, self.task_subject(key), headers, value, CONFIRM_WITHIN).await {
             Ok(stored) => Ok(Some(stored.sequence)),
             Err(PublishError::Occupied) => Ok(None),
             Err(error) => Err(error),
@@ -106,8 +104,10 @@ impl Broker {
         if self.is_ready().is_none() {
             return Err(PublishError::NotReady(self.link()));
         }
-        let message = outgoing.message().expected_last_subject_sequence(last);
-        match confirmed(&self.jetstream, self.names.subject(&outgoing.subject), message, wait).await {
+        let mut headers = outgoing.nats_headers();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last));
+        let subject = self.names.subject(&outgoing.subject);
+        match confirmed(&self.client, subject, headers, outgoing.payload.clone(), wait).await {
             Ok(_) => Ok(true),
             Err(PublishError::Occupied) => Ok(false),
             Err(error) => Err(error),

@@ -19,7 +19,7 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A short connection to NATS.
 pub(crate) struct Visitor {
-    client: Client,
+    pub(super) client: Client,
     pub(super) jetstream: jetstream::Context,
     pub(super) names: Names,
 }
