@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -108,13 +108,15 @@ impl Listener {
             .half_close(true)
             // One write for head and body.
             .writev(false);
+        let (ends, ending) = watch::channel(());
         // One connection more than allowed waits in the operating system's queue.
         while let Some((accepted, place)) = stop.run_until_cancelled(self.accept(&places)).await {
             match accepted {
                 Ok((stream, peer)) => {
-                    let (router, stop, observer) = (router.clone(), stop.clone(), self.observer.clone());
+                    let (router, ending, observer) = (router.clone(), ending.clone(), self.observer.clone());
                     let open = Open::new(observer.connections.clone());
-                    let serve = Connection { stream, peer: Peer(peer), router, stop, observer }.serve(builder.clone());
+                    let serve =
+                        Connection { stream, peer: Peer(peer), router, ending, observer }.serve(builder.clone());
                     connections.spawn(async move {
                         serve.await;
                         drop((open, place));
@@ -127,6 +129,7 @@ impl Listener {
             }
         }
         drop(self.socket);
+        ends.send_replace(());
         connections.close();
         connections.wait().await;
     }
@@ -161,13 +164,14 @@ struct Connection {
     stream: TcpStream,
     peer: Peer,
     router: Router,
-    stop: CancellationToken,
+    /// Changes when no further request is wanted.
+    ending: watch::Receiver<()>,
     observer: Observer,
 }
 
 impl Connection {
     async fn serve(self, builder: http1::Builder) {
-        let Self { stream, peer, router, stop, observer } = self;
+        let Self { stream, peer, router, mut ending, observer } = self;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("Could not set TCP_NODELAY: {error}");
         }
@@ -180,13 +184,25 @@ impl Connection {
             })
         });
         let mut connection = builder.serve_connection(TokioIo::new(Socket::new(stream)), service);
-        let ended = tokio::select! {
-            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
-            () = stop.cancelled() => {
-                Pin::new(&mut connection).graceful_shutdown();
-                poll_fn(|context| connection.poll_without_shutdown(context)).await
+        let (told, mut end) = (ending.clone(), pin!(ending.changed()));
+        let (mut waits, mut is_ending) = (false, false);
+        let ended = poll_fn(|context| {
+            let polled = connection.poll_without_shutdown(context);
+            if polled.is_ready() || is_ending {
+                return polled;
             }
-        };
+            // Waiting for the end takes a lock that all connections share: once, and again when it has come. A task
+            // is woken in the same way for as long as it lives.
+            let looks = !waits || !matches!(told.has_changed(), Ok(false));
+            waits = true;
+            if looks && end.as_mut().poll(context).is_ready() {
+                is_ending = true;
+                Pin::new(&mut connection).graceful_shutdown();
+                return connection.poll_without_shutdown(context);
+            }
+            polled
+        })
+        .await;
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner().into_inner();
         let owed = match ended {

@@ -1,7 +1,7 @@
 //! What senders are told: one variant per row of the answer table.
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, Method, StatusCode};
 use serde::Serialize;
@@ -44,8 +44,10 @@ impl Accepted {
             Some(json) => serde_json::to_vec(json),
             None => serde_json::to_vec(self),
         };
-        let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        (status, json, body.unwrap_or_default()).into_response()
+        let mut response = Response::new(Body::from(body.unwrap_or_default()));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, State};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{Extension, RawPathParams, State};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
@@ -78,7 +78,7 @@ impl Receiver {
             request_timeout: gateway.request_timeout,
             publish_timeout: gateway.publish_timeout,
         };
-        let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.clone());
+        let budget = Budget::new(gateway.max_in_flight.as_u64(), metrics.body_bytes.clone());
         let (said_401, said_503) = (Seldom::default(), Seldom::default());
         let (trusted_proxies, peer_rate) = (gateway.trusted_proxies.clone(), gateway.peer_rate.map(PeerRate::new));
         Self {
@@ -103,28 +103,20 @@ impl Receiver {
     }
 }
 
-/// The path of a hook: a source, and its token where it has one.
-#[derive(serde::Deserialize)]
-pub(super) struct HookPath {
-    source: String,
-    token: Option<String>,
-}
-
 /// `POST /hooks/{source}`
 pub(super) async fn hook(
     State(receiver): State<Arc<Receiver>>,
-    path: Result<Path<HookPath>, PathRejection>,
+    path: Result<RawPathParams, RawPathParamsRejection>,
     Extension(peer): Extension<Peer>,
     request: Request<Body>,
 ) -> Response {
     let begun = Instant::now();
     let sender = receiver.sender(peer, request.headers());
     // A path that is not UTF-8 names no source either.
-    let named = path
-        .as_ref()
-        .ok()
-        .and_then(|Path(path)| receiver.sources.get(&path.source).filter(|source| source.is_at(path.token.as_deref())));
-    let Some(source) = named else {
+    let part = |wanted| path.as_ref().ok()?.iter().find(|(name, _)| *name == wanted).map(|(_, part)| part);
+    let token = part("token");
+    let Some(source) = part("source").and_then(|name| receiver.sources.get(name)).filter(|source| source.is_at(token))
+    else {
         return receiver.refuse(None, sender, &ReceiveError::NoSource);
     };
     let span = tracing::info_span!(
@@ -136,7 +128,6 @@ pub(super) async fn hook(
         http.response.status_code = tracing::field::Empty,
     );
     // The span is never entered: from then on it could not become a child of the sender's.
-    let token = path.as_ref().ok().and_then(|Path(path)| path.token.as_deref());
     let arrival = Arrival { source, token, sender, begun, span: &span };
     let received = receiver.receive(arrival, request).await;
     let response = match received {
@@ -219,7 +210,7 @@ impl Receiver {
         headers: &HeaderMap,
         body: Body,
         limit: usize,
-    ) -> Result<(Bytes, Held), ReceiveError> {
+    ) -> Result<(Bytes, Held<'_>), ReceiveError> {
         let mut held = self.budget.hold();
         let in_time = self.limits.body_timeout.min(self.limits.request_timeout);
         let reading = read(body, announced(headers), limit, |bytes| held.grow(bytes));

@@ -89,7 +89,7 @@ struct Visit<'a> {
     client: &'a Client,
     head: Parts,
     body: Bytes,
-    _held: Held,
+    _held: Held<'a>,
 }
 
 impl Desk {
