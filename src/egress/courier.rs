@@ -74,9 +74,9 @@ impl Courier {
         let retry = Consumer::new(self.broker.clone(), StreamKind::Retry, COURIER.to_owned(), self.slots, self.room);
         let from_outbox = |received: Received, slot| {
             let from = From::Outbox(worker.arrived(&received));
-            drop(deliveries.spawn(self.clone().take(received, slot, from)));
+            begin(&deliveries, worker, received, slot, from);
         };
-        let from_retry = |received, slot| drop(deliveries.spawn(self.clone().take(received, slot, From::Retry)));
+        let from_retry = |received, slot| begin(&deliveries, worker, received, slot, From::Retry);
         let pulls = async {
             tokio::join!(
                 futures_util::future::join_all((0..PULLS).map(|_| outbox.run(&stop, from_outbox))),
@@ -104,35 +104,6 @@ impl Courier {
             tracing::warn!("No delivery begins before it is known what is said about endpoints: {error}");
             tokio::time::sleep(LOAD_AGAIN).await;
         }
-    }
-
-    async fn take(self, received: Received, slot: Slot, mut from: From) {
-        self.metrics.deliveries.inc();
-        let work = async {
-            match &mut from {
-                From::Outbox(arrived) => {
-                    self.worker.outbox(&received, std::mem::replace(arrived, Arrived::Other)).await
-                }
-                From::Retry => Box::pin(self.worker.retry(&received)).await,
-                From::Line(endpoint) => Box::pin(self.worker.in_order(endpoint, &received)).await,
-            }
-        };
-        let answer = alive(&received, std::pin::pin!(work)).await;
-        match answer {
-            Answer::Ack => received.ack().await,
-            Answer::Again => received.give_back(AGAIN).await,
-            Answer::AgainAt(due) => {
-                // Not until it is due: somebody may cancel it, or disable its endpoint, to let the line go on.
-                let wait = due.duration_since(self.worker.clock.now()).unwrap_or_default();
-                received.give_back(wait.clamp(SOON, LINE_LOOKS)).await;
-            }
-            Answer::Terminate => received.terminate().await,
-            // Another message of the same delivery than the one in hand: nobody else will answer for it.
-            Answer::Silence if matches!(from, From::Retry) => received.give_back(WHILE_IN_HAND).await,
-            Answer::Silence => {}
-        }
-        self.metrics.deliveries.dec();
-        drop(slot);
     }
 
     /// Works on the lines of ordered endpoints, each with one hand, until stopped.
@@ -170,7 +141,7 @@ impl Courier {
         let durable = line::durable(&endpoint);
         let consumer = Consumer::new(self.broker.clone(), StreamKind::Outbox, durable, NonZeroUsize::MIN, self.room);
         let take = |received, slot| {
-            drop(deliveries.spawn(self.clone().take(received, slot, From::Line(endpoint.clone()))));
+            begin(&deliveries, &self.worker, received, slot, From::Line(endpoint.clone()));
         };
         consumer.run(&stop, take).await;
     }
@@ -183,6 +154,39 @@ enum From {
     Retry,
     /// The line of this ordered endpoint.
     Line(Name),
+}
+
+/// Deals with a message in a task of its own. Boxed, because a task is moved several times before it begins, and this
+/// one has kilobytes.
+fn begin(deliveries: &TaskTracker, worker: &Arc<Worker>, received: Received, slot: Slot, from: From) {
+    drop(deliveries.spawn(Box::pin(take(worker.clone(), received, slot, from))));
+}
+
+async fn take(worker: Arc<Worker>, received: Received, slot: Slot, mut from: From) {
+    worker.metrics.deliveries.inc();
+    let work = async {
+        match &mut from {
+            From::Outbox(arrived) => worker.outbox(&received, std::mem::replace(arrived, Arrived::Other)).await,
+            From::Retry => Box::pin(worker.retry(&received)).await,
+            From::Line(endpoint) => Box::pin(worker.in_order(endpoint, &received)).await,
+        }
+    };
+    let answer = alive(&received, std::pin::pin!(work)).await;
+    match answer {
+        Answer::Ack => received.ack().await,
+        Answer::Again => received.give_back(AGAIN).await,
+        Answer::AgainAt(due) => {
+            // Not until it is due: somebody may cancel it, or disable its endpoint, to let the line go on.
+            let wait = due.duration_since(worker.clock.now()).unwrap_or_default();
+            received.give_back(wait.clamp(SOON, LINE_LOOKS)).await;
+        }
+        Answer::Terminate => received.terminate().await,
+        // Another message of the same delivery than the one in hand: nobody else will answer for it.
+        Answer::Silence if matches!(from, From::Retry) => received.give_back(WHILE_IN_HAND).await,
+        Answer::Silence => {}
+    }
+    worker.metrics.deliveries.dec();
+    drop(slot);
 }
 
 /// Does the work, and tells the stream now and then that it is still being done.
