@@ -10,7 +10,10 @@ export NATS_SERVER
 # How long each fuzz target runs.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run test check lint tools build fmt fuzz
+# Flags for bench/bench.py, for example `make bench BENCH="--only egress"`.
+BENCH ?=
+
+.PHONY: help run test check lint tools build fmt fuzz bench bench-full bench-programs
 
 help:
 	@echo "make run    start everything on this machine and print what to try"
@@ -19,6 +22,7 @@ help:
 	@echo "make lint   the same without the tests"
 	@echo "make build  the release binary, target/release/hookbridge"
 	@echo "make fuzz   every fuzz target for FUZZ_SECONDS, $(FUZZ_SECONDS); needs cargo-fuzz, see fuzz/README.md"
+	@echo "make bench  measure against the floor, in a few minutes; make bench-full: everything. See bench/README.md"
 	@echo "make tools  bring nats-server $(NATS_SERVER_VERSION) into .tools/"
 
 run: $(NATS_SERVER)
@@ -34,11 +38,14 @@ check: lint test
 
 lint:
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --all --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path bench/Cargo.toml --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
 fmt:
 	$(CARGO) fmt
+	$(CARGO) fmt --all --manifest-path bench/Cargo.toml
 
 # The compiler is the stable one; its coverage needs only the key to unstable options. New inputs stay out of the
 # repository, as do crashes: they are in fuzz/artifacts/.
@@ -48,6 +55,18 @@ fuzz:
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --sanitizer none $$target fuzz/found/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=1024 || exit 1; \
 	done
+
+bench: bench-programs
+	$(PYTHON) bench/bench.py $(BENCH)
+
+bench-full: bench-programs
+	$(PYTHON) bench/bench.py --full $(BENCH)
+
+# What is measured is what containers ship. HOOKBRIDGE=/path/to/hookbridge measures a build that there is already.
+bench-programs: $(NATS_SERVER)
+	@command -v wrk > /dev/null || { echo "wrk is not there: apt-get install wrk"; exit 1; }
+	test -n "$(HOOKBRIDGE)" || $(CARGO) build --profile dist --locked
+	$(CARGO) build --release --locked --manifest-path bench/Cargo.toml
 
 tools: $(CURDIR)/.tools/nats-server
 

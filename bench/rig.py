@@ -1,8 +1,10 @@
 """nats-server and a courier on loopback for a measure, and what they say of themselves."""
 
+import itertools
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -15,10 +17,19 @@ BINARY = os.environ.get("HOOKBRIDGE", ROOT / "target/dist/hookbridge")
 NATS_SERVER = os.environ.get("NATS_SERVER", ROOT / ".tools/nats-server")
 
 
+PORTS = itertools.cycle(random.sample(range(15_000, 30_000), 10_000))
+
+
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody has, of those that the system gives no client by chance."""
+    for port in PORTS:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 class Rig:
@@ -115,15 +126,21 @@ class Publisher:
     def send(self, block):
         self.socket.sendall(block)
 
-    def stored(self):
-        """The last sequence of OUTBOX."""
-        self.socket.sendall(b"PUB $JS.API.STREAM.INFO.OUTBOX told 0\r\n\r\n")
+    def request(self, subject, body=b""):
+        """What the server's JetStream answers."""
+        self.socket.sendall(b"PUB $JS.API.%s told %d\r\n%s\r\n" % (subject.encode(), len(body), body))
         while True:
             line = self.reader.readline()
+            if not line:
+                raise OSError("nats-server closed the connection")
             if line.startswith(b"PING"):
                 self.socket.sendall(b"PONG\r\n")
             if line.startswith(b"MSG"):
-                return json.loads(self.reader.read(int(line.split()[-1]) + 2))["state"]["last_seq"]
+                return json.loads(self.reader.read(int(line.split()[-1]) + 2))
+
+    def stored(self):
+        """The last sequence of OUTBOX."""
+        return self.request("STREAM.INFO.OUTBOX")["state"]["last_seq"]
 
     def send_all(self, messages, block=1000):
         """Sends no faster than the stream stores: the server drops what it has no room to queue."""
@@ -134,6 +151,9 @@ class Publisher:
                 time.sleep(0.001)
         while self.stored() - first < len(messages):
             time.sleep(0.01)
+
+    def close(self):
+        self.socket.close()
 
     def finish(self):
         # A socket that is closed with something unread takes with it what was sent last.

@@ -22,13 +22,17 @@ import time
 import urllib.request
 
 import paced
-from many import NGINX
 from rig import Rig, free_port
 
 BENCH = pathlib.Path(__file__).resolve().parent
 IDLE = "idle"
 SHOWN = ("50%", "99%", "Requests/sec:", "Socket", "Non-2xx")
 SHOP = {"authorization": "Bearer shop-token"}
+NGINX = """worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+events {{ worker_connections 4096; }}
+http {{ access_log off; keepalive_requests 100000000; client_body_buffer_size 64k; client_body_temp_path {folder};
+  server {{ listen 127.0.0.1:{port}; location / {{ return 204; }} }} }}
+"""
 CONFIGURATION = """
 [gateway]
 listen = "127.0.0.1:{gateway}"
