@@ -193,7 +193,7 @@ impl Tally {
     fn count(&mut self, answer: Option<Answer>) {
         match answer {
             Some(answer) => {
-                *self.statuses.entry(answer.status.as_u16()).or_default() += 1;
+                *self.statuses.entry(answer.status).or_default() += 1;
                 self.duplicates += u64::from(answer.duplicate);
             }
             None => self.failed += 1,
