@@ -67,7 +67,8 @@ def main():
     chosen = [scenario for scenario in SCENARIOS if wanted(scenario, options)]
     if options.list:
         for scenario in SCENARIOS:
-            print(f"{scenario.name:16} {'' if scenario.short else '(full) '}{'; '.join(row.title for row in scenario.rows)}")
+            rows = "; ".join(row.title for row in scenario.rows)
+            print(f"{scenario.name:16} {'' if scenario.short else '(full) '}{rows}")
         return 0
     prepare()
     run, begun, date = Run(options), time.monotonic(), time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
@@ -85,7 +86,7 @@ def main():
         "seconds_per_round": options.seconds,
         "machine": report.machine(),
         "versions": report.versions(),
-        "table": [row for scenario in chosen for row in report.table_rows(scenario, run.results.get(scenario.name, {}))],
+        "table": [row for scenario in chosen for row in report.table_rows(scenario, run.results)],
         "rounds": run.results,
         "failures": run.failures,
     }
@@ -101,7 +102,7 @@ def arguments():
     parser.add_argument("--list", action="store_true", help="say which scenarios there are")
     parser.add_argument("--seconds", type=int, help="of load in one round")
     parser.add_argument("--rounds", type=int, help="of each variant of a scenario")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target/bench", help="where report.md and report.json go")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target/bench", help="a folder for the report")
     options = parser.parse_args()
     options.seconds = options.seconds or (8 if options.full else 6)
     options.rounds = options.rounds or (3 if options.full else 2)
@@ -122,8 +123,8 @@ def prepare():
         missing.append("wrk is not there: `apt-get install wrk`")
     if not pathlib.Path(NATS_SERVER).exists():
         missing.append(f"no nats-server at {NATS_SERVER}: `make tools`")
-    programs = [PROGRAMS / name for name in ("floor-in", "floor-out", "hookbridge-load")]
-    missing += [f"no program {path}: `make bench` builds it" for path in [BINARY, *programs] if not pathlib.Path(path).exists()]
+    programs = [BINARY, *(PROGRAMS / name for name in ("floor-in", "floor-out", "hookbridge-load"))]
+    missing += [f"no program {path}: `make bench` builds it" for path in programs if not pathlib.Path(path).exists()]
     if missing:
         sys.exit("\n".join(missing))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

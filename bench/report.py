@@ -16,6 +16,7 @@ LIBRARIES = ("async-nats", "axum", "hyper", "hyper-util", "tokio")
 
 def table_rows(scenario, results):
     """The numbers of each row: medians over the rounds that succeeded."""
+    results = results.get(scenario.name, {})
     for row in scenario.rows:
         mine = [round for round in results.get(row.of, []) if "failed" not in round]
         other = [round for round in results.get(row.to, []) if "failed" not in round] if row.to else []
@@ -48,10 +49,11 @@ def reached(target, value, ratio, added):
 
 def markdown(document):
     """The table, what each event cost, and the machine."""
-    lines = ["| | hookbridge | floor | ratio | target | reached | lost / doubled |", "| --- | --: | --: | --: | --- | --- | --: |"]
+    lines = ["| | hookbridge | floor | ratio | target | reached | lost / doubled |"]
+    lines += ["| --- | --: | --: | --: | --- | --- | --: |"]
     for row in document["table"]:
         said = {True: "yes", False: "**no**", None: ""}[row["reached"]]
-        compared = f"+{number(row['added'], row['unit'])}" if row["compared"] == "added" else number(row["ratio"])
+        compared = number(row["added"], row["unit"], "+") if row["compared"] == "added" else number(row["ratio"])
         numbers = (number(row["hookbridge"], row["unit"]), number(row["floor"], row["unit"]), compared)
         counts = f"{row['lost']} / {row['doubled']}"
         lines.append("| " + " | ".join([row["title"], *numbers, row["target"] or "", said, counts]) + " |")
@@ -81,11 +83,11 @@ def machine_lines(document):
     yield f"- `{document['command']}`, {document['begun']}, {document['minutes']:.1f} minutes"
 
 
-def number(value, unit=""):
+def number(value, unit="", sign=""):
     if value is None:
         return ""
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
-    return f"{value:,.{digits}f}{unit if unit == '/s' else f' {unit}' if unit else ''}"
+    return f"{value:{sign},.{digits}f}{unit if unit == '/s' else f' {unit}' if unit else ''}"
 
 
 def machine():

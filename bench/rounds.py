@@ -54,7 +54,7 @@ def drive(stage, seconds, genuine=True, ids="distinct", **wrk):
     measured = meter.stop()
     accepted = told["answered"] - told["refused"]
     if genuine:
-        counted = count_events(stage, told, accepted, ids)
+        counted = count_events(stage, told, tenth=ids == "tenth")
         answered = accepted
     else:
         # Each is refused, and nothing may be stored.
@@ -63,7 +63,7 @@ def drive(stage, seconds, genuine=True, ids="distinct", **wrk):
     return make_round(answered / told["seconds"], answered, measured, counted, told)
 
 
-def count_events(stage, told, accepted, ids):
+def count_events(stage, told, tenth=False):
     """What EVENTS holds of what wrk sent.
 
     wrk leaves when its time is over, with a request in flight on each connection. These alone may be missing: there are
@@ -71,7 +71,7 @@ def count_events(stage, told, accepted, ids):
     """
     stage.settle("EVENTS")
     break_event(stage)
-    tenth = ids == "tenth"
+    accepted, refused = told["answered"] - told["refused"], told["refused"] + told["broken"]
     unanswered = told["sent"] - told["answered"]
     last_moment = told["answered"] / told["seconds"] * told["max_ms"] / 1000 + 2 * unanswered
     sure = max(1, int(told["sent"] - last_moment))
@@ -79,7 +79,6 @@ def count_events(stage, told, accepted, ids):
     if held["strange"]:
         raise Trouble(f"{held['strange']} events with ids that nobody sent")
     repeated = told["sent"] // 10 if tenth else 0
-    refused = told["refused"] + told["broken"]
     lost = max(0, held["missing"] - refused, accepted - repeated - held["distinct"])
     return {"lost": lost, "doubled": held["doubled"], "refused": refused, "events": held["distinct"]} | dead(stage)
 
@@ -211,7 +210,7 @@ def circle(side, seconds, rate=None):
         events = stage.settle("EVENTS", quiet=0.1)
         took = until_delivered(stage, events, begun)
         measured = meter.stop()
-        counted = count_paced(stage, told) if rate else count_events(stage, told, told["answered"] - told["refused"], "")
+        counted = count_paced(stage, told) if rate else count_events(stage, told)
         callbacks = count_deliveries(stage, events)
         counted |= {key: counted[key] + callbacks[key] for key in ("lost", "doubled")}
         value = callbacks["received"]["circle_ms"]["p99"] if rate else events / took

@@ -30,7 +30,7 @@ NATS = """server_name: n{number}
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{monitor}"
 max_payload: 8MB
-jetstream {{ store_dir: "{folder}/js{number}" {jetstream} }}
+jetstream {{ store_dir: "{folder}/js{number}", {jetstream} }}
 """
 CLUSTER = 'cluster {{ name: bench, listen: "127.0.0.1:{route}", routes: [{routes}] }}\n'
 HOOKBRIDGE = """[nats]
@@ -141,9 +141,8 @@ class Stage:
 
     def start_nats(self, number):
         port, monitor, route = self.ports[number]
-        text = NATS.format(
-            number=number, port=port, monitor=monitor, folder=self.folder, jetstream=self.jetstream and f", {self.jetstream}"
-        )
+        values = {"number": number, "port": port, "monitor": monitor, "folder": self.folder}
+        text = NATS.format(**values, jetstream=self.jetstream)
         if len(self.ports) > 1:
             routes = ", ".join(f'"nats://127.0.0.1:{other}"' for _, _, other in self.ports)
             text += CLUSTER.format(route=route, routes=routes)
