@@ -9,7 +9,6 @@ import statistics
 import subprocess
 
 from rig import BINARY, NATS_SERVER, ROOT
-from stage import COMMANDS
 
 LIBRARIES = ("async-nats", "axum", "hyper", "hyper-util", "tokio")
 
@@ -123,5 +122,5 @@ def first_line(command):
 
 def write(folder, document):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(document | {"commands": COMMANDS}, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
     (folder / "report.md").write_text(markdown(document))

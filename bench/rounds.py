@@ -60,7 +60,7 @@ def drive(stage, seconds, genuine=True, ids="distinct", **wrk):
         # Each is refused, and nothing may be stored.
         counted = {"lost": 0, "doubled": stage.settle("EVENTS") + accepted, "refused": 0}
         answered = told["refused"]
-    return make_round(answered / told["seconds"], answered, measured, counted, told)
+    return make_round(stage, answered / told["seconds"], answered, measured, counted, told)
 
 
 def count_events(stage, told, tenth=False):
@@ -91,11 +91,13 @@ def dead(stage):
     return {}
 
 
-def make_round(value, events, measured, counted, raw):
+def make_round(stage, value, events, measured, counted, raw):
+    if stage.fallen():
+        raise Trouble(f"{', '.join(stage.fallen())} ended")
     seconds, spent, others = measured
     cpu = {name: round(cpu / max(1, events) * 1e6, 1) for name, cpu in spent.items()}
     about = {"events": events, "seconds": round(seconds, 2), "cpu_us_per_event": cpu, "cores_of_others": others}
-    return {"value": value} | about | counted | {"raw": raw}
+    return {"value": value} | about | counted | {"raw": raw, "commands": stage.commands}
 
 
 def latency(side, rate, seconds):
@@ -105,7 +107,7 @@ def latency(side, rate, seconds):
         meter = stage.meter()
         told = stage.pace(rate, seconds)
         measured = meter.stop()
-        return make_round(told["latency_ms"]["p99"], told["sent"], measured, count_paced(stage, told), told)
+        return make_round(stage, told["latency_ms"]["p99"], told["sent"], measured, count_paced(stage, told), told)
 
 
 def count_paced(stage, told):
@@ -138,7 +140,7 @@ def egress(side, messages, endpoints=1, delay_ms=0):
             nats.send(message(messages - 1))
             took = until_delivered(stage, messages, begun)
             measured = meter.stop()
-        return make_round(messages / took, messages, measured, count_deliveries(stage, messages), {})
+        return make_round(stage, messages / took, messages, measured, count_deliveries(stage, messages), {})
 
 
 def start_courier(stage, endpoints):
@@ -214,7 +216,7 @@ def circle(side, seconds, rate=None):
         callbacks = count_deliveries(stage, events)
         counted |= {key: counted[key] + callbacks[key] for key in ("lost", "doubled")}
         value = callbacks["received"]["circle_ms"]["p99"] if rate else events / took
-        return make_round(value, events, measured, counted, told | {"callbacks": callbacks})
+        return make_round(stage, value, events, measured, counted, told | {"callbacks": callbacks})
 
 
 # Faults, to see that they are found.

@@ -23,8 +23,6 @@ BENCH = pathlib.Path(__file__).resolve().parent
 PROGRAMS = pathlib.Path(os.environ.get("BENCH_PROGRAMS", BENCH / "target/release"))
 SECRET = "s3cret"
 TICKS = os.sysconf("SC_CLK_TCK")
-# Every command of a run, in the words that started it; the report lists them.
-COMMANDS = {}
 
 NATS = """server_name: n{number}
 listen: "127.0.0.1:{port}"
@@ -119,7 +117,7 @@ class Stage:
         self.exit = contextlib.ExitStack()
         self.ports = [(free_port(), free_port(), free_port()) for _ in range(servers)]
         self.gateway, self.receiver, self.admin, self.second_admin = (free_port() for _ in range(4))
-        self.programs = {}
+        self.programs, self.commands = {}, {}
 
     def __enter__(self):
         with self.exit:
@@ -151,7 +149,7 @@ class Stage:
         self.start("nats-server" if len(self.ports) == 1 else f"nats-server {number}", [NATS_SERVER, "-c", config])
 
     def start(self, name, command, **more):
-        COMMANDS.setdefault(f"{self.side}: {name}", readable(command, self.folder))
+        self.commands[name] = readable(command, self.folder)
         program = Program(name, command, self.log, **({"stdout": self.log} | more))
         self.programs[name] = program
         self.exit.callback(program.end)
@@ -274,6 +272,11 @@ class Stage:
 
     def meter(self):
         return Meter(self)
+
+    def fallen(self):
+        """Programs that have ended by themselves. Load and audits do when they are done."""
+        mine = (program for program in self.programs.values() if program.name not in ("load", "audit"))
+        return [program.name for program in mine if program.has_ended()]
 
 
 class Meter:
