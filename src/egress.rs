@@ -22,6 +22,8 @@ mod interest;
 mod ledger;
 mod line;
 mod load;
+#[cfg(any(feature = "measures", test))]
+pub(crate) mod measures;
 mod pace;
 mod payload;
 mod pointer;

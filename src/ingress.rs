@@ -8,6 +8,8 @@ mod answer;
 mod budget;
 mod capture;
 mod dedupe;
+#[cfg(any(feature = "measures", test))]
+pub(crate) mod measures;
 mod peer;
 mod peer_rate;
 mod publish;

@@ -22,6 +22,8 @@ pub mod fuzzing;
 mod ingress;
 mod lifecycle;
 mod listener;
+#[cfg(any(feature = "measures", test))]
+pub mod measures;
 mod outbound;
 pub mod secret;
 pub mod signature;

@@ -139,7 +139,7 @@ impl From<Outcome> for Attempt {
 }
 
 /// The request of one attempt: signed now, body as it was made. `None` when the URL is no request target.
-fn request(
+pub(super) fn request(
     destination: &Destination,
     message: &Message,
     payload: &Payload,
