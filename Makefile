@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 60
 # Flags for bench/bench.py, for example `make bench BENCH="--only egress"`.
 BENCH ?=
 
-.PHONY: help run test check lint tools build fmt fuzz bench bench-full bench-programs
+.PHONY: help run test check lint tools build fmt fuzz bench bench-full bench-programs instructions
 
 help:
 	@echo "make run    start everything on this machine and print what to try"
@@ -23,6 +23,7 @@ help:
 	@echo "make build  the release binary, target/release/hookbridge"
 	@echo "make fuzz   every fuzz target for FUZZ_SECONDS, $(FUZZ_SECONDS); needs cargo-fuzz, see fuzz/README.md"
 	@echo "make bench  measure against the floor, in a few minutes; make bench-full: everything. See bench/README.md"
+	@echo "make instructions  what a request costs on the hot path, against bench/instructions.json; needs valgrind"
 	@echo "make tools  bring nats-server $(NATS_SERVER_VERSION) into .tools/"
 
 run: $(NATS_SERVER)
@@ -67,6 +68,9 @@ bench-programs: $(NATS_SERVER)
 	@command -v wrk > /dev/null || { echo "wrk is not there: apt-get install wrk"; exit 1; }
 	test -n "$(HOOKBRIDGE)" || $(CARGO) build --profile dist --locked
 	$(CARGO) build --release --locked --manifest-path bench/Cargo.toml
+# Fails on more than 5 % growth: see bench/README.md.
+instructions: build $(NATS_SERVER)
+	$(PYTHON) bench/instructions.py
 
 tools: $(CURDIR)/.tools/nats-server
 

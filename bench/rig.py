@@ -62,13 +62,13 @@ class Rig:
         self.courier, took = self.start("courier", configuration, self.admin_port)
         return took
 
-    def start(self, role, configuration, admin_port):
-        """A process of this role, and how many seconds it took until it was ready."""
+    def start(self, role, configuration, admin_port, under=()):
+        """A process of this role, and how many seconds it took until it was ready. `under` is what runs it."""
         config = pathlib.Path(self.folder.name) / f"{role}.toml"
         own = f'[nats]\nurl = "nats://127.0.0.1:{self.nats_port}"\n[admin]\nlisten = "127.0.0.1:{admin_port}"\n'
         config.write_text(own + configuration)
         begun = time.monotonic()
-        process = subprocess.Popen([BINARY, role, "--config", config], stdout=self.log, stderr=self.log)
+        process = subprocess.Popen([*under, BINARY, role, "--config", config], stdout=self.log, stderr=self.log)
         while time.monotonic() - begun < 60:
             if self.is_ready(admin_port):
                 return process, time.monotonic() - begun
