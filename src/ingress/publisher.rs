@@ -16,15 +16,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gather::{self, Known, MOST_MESSAGES, Round, Waiting};
+use super::gather::{self, Ended, Known, MOST_MESSAGES, Round, Waiting};
 use crate::broker::{BATCH_HEADERS, BatchError, Broker, Outgoing, PublishError, Stored};
 use crate::clock::Clock;
 use crate::telemetry::Metrics;
 use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::BatchLabels;
 
-/// Rounds on their way at once: while the server stores one, the next one is sent.
-const ROUNDS: usize = 2;
 /// Parts of one round on their way at once. The server takes 50 unfinished batches, over all gateways.
 const PARTS: usize = 16;
 /// Messages that wait beyond those that are looked at for the next round.
@@ -111,13 +109,15 @@ impl Gatherer {
     /// Gathers until stopped, and finishes what it has.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let (mut waiting, mut known, hasher) = (VecDeque::new(), Known::default(), RandomState::new());
-        let (mut taken, mut rounds, mut open) = (Vec::new(), JoinSet::new(), true);
+        let (mut taken, mut rounds, mut open) = (Vec::new(), JoinSet::<Vec<(u64, Ended)>>::new(), true);
         while open || !waiting.is_empty() || !rounds.is_empty() {
             tokio::select! {
                 () = stop.cancelled(), if open && !self.queue.is_closed() => self.queue.close(),
-                Some(ended) = rounds.join_next() => for (key, stored) in ended.unwrap_or_default() {
-                    known.ended(key, stored);
-                },
+                Some(ended) = rounds.join_next() => {
+                    // A round that did not end well ends this part too, and so the process.
+                    let Ok(ended) = ended else { return };
+                    ended.into_iter().for_each(|(key, ended)| known.ended(key, ended));
+                }
                 count = self.queue.recv_many(&mut taken, MOST_MESSAGES), if open && waiting.len() < MOST_MESSAGES => {
                     open = count > 0;
                     waiting.extend(taken.drain(..).map(|request: Request| {
@@ -126,12 +126,11 @@ impl Gatherer {
                     }));
                 }
             }
-            // Whoever gave up before it was his turn publishes again by himself, or is gone.
-            waiting.retain(|waiting: &Waiting<Request>| !waiting.message.answer.is_closed());
             let largest = self.sender.broker.max_payload();
-            while rounds.len() < ROUNDS
-                && let Some(round) = gather::next(&mut waiting, &mut known, largest)
-            {
+            while gather::is_due(rounds.len(), waiting.len()) {
+                // Whoever gave up before it was his turn publishes again by himself, or is gone.
+                waiting.retain(|waiting: &Waiting<Request>| !waiting.message.answer.is_closed());
+                let Some(round) = gather::next(&mut waiting, &mut known, largest) else { break };
                 rounds.spawn(self.sender.clone().send(round));
             }
         }
@@ -139,92 +138,95 @@ impl Gatherer {
 }
 
 impl Sender {
-    /// Publishes a round, and answers each of its messages. Says which of them are stored.
-    async fn send(self: Arc<Self>, round: Round<Request>) -> Vec<(u64, bool)> {
+    /// Publishes a round, and answers each of its messages. Says what became of them.
+    async fn send(self: Arc<Self>, round: Round<Request>) -> Vec<(u64, Ended)> {
         let (mut parts, mut ended) = (VecDeque::from(round.parts), Vec::with_capacity(MOST_MESSAGES));
-        let mut sent = FuturesUnordered::new();
+        let (mut sent, mut refused) = (FuturesUnordered::new(), 0);
         loop {
             while sent.len() < PARTS
-                && let Some(part) = parts.pop_front()
+                && let Some(mut part) = parts.pop_front()
             {
-                sent.push(self.send_part(part));
+                let given_up = part.extract_if(.., |waiting| waiting.message.answer.is_closed());
+                ended.extend(given_up.map(|waiting| (waiting.key, Ended::Lost)));
+                if !part.is_empty() {
+                    sent.push(self.send_part(part));
+                }
             }
-            let Some(outcome) = sent.next().await else { return ended };
-            ended.extend(outcome.ended);
-            parts.extend(outcome.again);
+            match sent.next().await {
+                Some(Sent::Ended(part)) => ended.extend(part),
+                Some(Sent::Repeat(batch)) => {
+                    parts.extend(gather::split(batch, refused));
+                    refused += 1;
+                }
+                Some(Sent::OneByOne(batch)) => parts.extend(gather::one_by_one(batch)),
+                None => return ended,
+            }
         }
     }
 
-    async fn send_part(&self, mut part: Vec<Waiting<Request>>) -> PartSent {
-        let given_up = part.extract_if(.., |waiting| waiting.message.answer.is_closed());
-        let mut ended: Vec<(u64, bool)> = given_up.map(|waiting| (waiting.key, false)).collect();
-        let disabled = self.disabled_on.load(Ordering::Relaxed) == self.broker.connection();
-        let again = if part.len() > 1 && disabled {
-            gather::one_by_one(part)
-        } else if part.len() > 1 {
-            self.send_together(part, &mut ended).await
-        } else {
-            for Waiting { key, message, .. } in part {
-                let wait = message.deadline.saturating_duration_since(Instant::now());
-                let outcome = self.broker.publish(&message.outgoing, wait).await;
-                ended.push((key, outcome.is_ok()));
-                drop(message.answer.send(outcome));
-            }
-            Vec::new()
+    async fn send_part(&self, mut part: Vec<Waiting<Request>>) -> Sent {
+        if part.len() > 1 {
+            let disabled = self.disabled_on.load(Ordering::Relaxed) == self.broker.connection();
+            return if disabled { Sent::OneByOne(part) } else { self.send_together(part).await };
+        }
+        let Some(Waiting { key, message, .. }) = part.pop() else { return Sent::Ended(Vec::new()) };
+        let wait = message.deadline.saturating_duration_since(Instant::now());
+        let outcome = self.broker.publish(&message.outgoing, wait).await;
+        let ended = match &outcome {
+            Ok(stored) if stored.duplicate => Ended::Repeat,
+            Ok(_) => Ended::Stored,
+            Err(_) => Ended::Lost,
         };
-        PartSent { ended, again }
+        drop(message.answer.send(outcome));
+        Sent::Ended(vec![(key, ended)])
     }
 
-    /// Publishes a batch; what is given back is to be published in other parts.
-    async fn send_together(
-        &self,
-        batch: Vec<Waiting<Request>>,
-        ended: &mut Vec<(u64, bool)>,
-    ) -> Vec<Vec<Waiting<Request>>> {
+    async fn send_together(&self, batch: Vec<Waiting<Request>>) -> Sent {
         let messages: Vec<&Outgoing> = batch.iter().map(|waiting| &*waiting.message.outgoing).collect();
         // Each looks after its own deadline.
         let latest = batch.iter().map(|waiting| waiting.message.deadline).max();
-        let wait = latest.unwrap_or_else(Instant::now).saturating_duration_since(Instant::now());
+        let wait = latest.map_or(Duration::ZERO, |latest| latest.saturating_duration_since(Instant::now()));
         let outcome = self.broker.publish_together(&messages, wait).await;
         let labels = BatchLabels { outcome: outcome.as_ref().map_or_else(BatchError::as_str, |_| "stored") };
         self.metrics.batches.get_or_create(&labels).inc();
         self.metrics.batched_events.get_or_create(&labels).inc_by(batch.len() as u64);
         match outcome {
             Ok(stored) => {
-                for (Waiting { key, message, .. }, stored) in batch.into_iter().zip(stored) {
-                    ended.push((key, true));
+                let answered = batch.into_iter().zip(stored).map(|(Waiting { key, message, .. }, stored)| {
                     drop(message.answer.send(Ok(stored)));
-                }
-                Vec::new()
+                    (key, Ended::Stored)
+                });
+                Sent::Ended(answered.collect())
             }
-            Err(BatchError::Repeat) => gather::split(batch),
-            Err(BatchError::NotReady(_)) => gather::one_by_one(batch),
+            Err(BatchError::Repeat) => Sent::Repeat(batch),
+            Err(BatchError::NotReady(_)) => Sent::OneByOne(batch),
             Err(error @ BatchError::Disabled) => {
                 let connection = self.broker.connection();
                 if self.disabled_on.swap(connection, Ordering::Relaxed) != connection {
                     tracing::warn!("Publishing webhooks one by one until the next connection: {error}");
                 }
-                gather::one_by_one(batch)
+                Sent::OneByOne(batch)
             }
             Err(error @ BatchError::Refused(_)) => {
                 if let Some(more) = self.said.pass(self.clock.now()) {
                     tracing::warn!(log.left_out = more, "Publishing {} webhooks one by one: {error}", batch.len());
                 }
-                gather::one_by_one(batch)
+                Sent::OneByOne(batch)
             }
-            // Without an answer each knows as much.
+            // Dropping the requests is the answer: each knows as much by itself.
             Err(BatchError::Unconfirmed) => {
-                ended.extend(batch.iter().map(|waiting| (waiting.key, false)));
-                Vec::new()
+                Sent::Ended(batch.into_iter().map(|waiting| (waiting.key, Ended::Lost)).collect())
             }
         }
     }
 }
 
 /// What became of a part.
-struct PartSent {
-    /// Who has an answer, and whether it is stored.
-    ended: Vec<(u64, bool)>,
-    /// What must be sent in other parts.
-    again: Vec<Vec<Waiting<Request>>>,
+enum Sent {
+    /// Each has its answer.
+    Ended(Vec<(u64, Ended)>),
+    /// None is stored, because one of them is stored already.
+    Repeat(Vec<Waiting<Request>>),
+    /// None is stored; each may be by itself.
+    OneByOne(Vec<Waiting<Request>>),
 }
