@@ -137,12 +137,19 @@ impl App {
         let quarantine = ingress::Quarantine::new(&config.gateway, broker.clone());
         let kept = quarantine.clone();
         let (clock, metrics, stop) = (options.clock.clone(), metrics.clone(), self.lifecycle.draining());
-        let parts = ingress::Parts { broker, sources, clients, keys, quarantine, clock, metrics, stop };
+        let (publisher, gatherer) = ingress::publisher(config, broker.clone(), metrics.clone(), clock.clone());
+        let served = CancellationToken::new();
+        if let Some(gatherer) = gatherer {
+            self.lifecycle.spawn(gatherer.run(served.clone()));
+        }
+        let parts = ingress::Parts { broker, publisher, sources, clients, keys, quarantine, clock, metrics, stop };
         let router = ingress::router(config, parts);
         tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
         let serving = listener.run(router, self.lifecycle.draining());
         self.lifecycle.spawn(async move {
             serving.await;
+            // Nobody is left who could publish.
+            served.cancel();
             kept.finish().await;
         });
         Ok(())

@@ -3,6 +3,7 @@
 //! A [`Broker`] exists from the start, whether or not a server does. Its [`Link`] says what can be done now;
 //! everything that needs the server fails fast while the link is down, and recovers without being asked.
 
+mod batch;
 mod bucket;
 mod connect;
 mod consume;
@@ -18,6 +19,7 @@ mod tasks;
 mod unreadable;
 mod visit;
 
+pub(crate) use batch::{BATCH_HEADERS, BatchError};
 pub(crate) use connect::Broker;
 pub(crate) use consume::{BODY_BYTES, Consumer, Received, Slot};
 pub(crate) use history::Glimpse;

@@ -40,7 +40,7 @@ pub use endpoints::{AgentPattern, Endpoint, PayloadForm, SignatureForm};
 pub use gateway::Gateway;
 pub(crate) use load::{DEFAULT_FILE, nearest};
 pub use load::{Layers, Mistake, Mistakes, load};
-pub use nats::{Nats, Tls, Urls};
+pub use nats::{Durability, Nats, Tls, Urls};
 pub(crate) use policy::MOST_ATTEMPTS;
 pub use policy::{Breaker, Retry};
 pub use rate::Rate;

@@ -8,11 +8,13 @@ mod answer;
 mod budget;
 mod capture;
 mod dedupe;
+mod gather;
 #[cfg(any(feature = "measures", test))]
 pub(crate) mod measures;
 mod peer;
 mod peer_rate;
 mod publish;
+mod publisher;
 mod quarantine;
 mod receive;
 mod shake;
@@ -29,13 +31,14 @@ use url::Url;
 
 use crate::broker::Broker;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Durability};
 use crate::listener;
 use crate::outbound::{Cache, FETCH_TIMEOUT, Fetcher, Guard};
 use crate::secret::{KeyError, Reload};
 use crate::signature::Document;
 use crate::telemetry::Metrics;
 
+pub(crate) use publisher::{Gatherer, Publisher};
 pub(crate) use quarantine::Quarantine;
 use receive::Receiver;
 pub(crate) use source::Sources;
@@ -44,6 +47,7 @@ pub(crate) use tasks::Clients;
 /// What the gateway works with.
 pub(crate) struct Parts {
     pub(crate) broker: Broker,
+    pub(crate) publisher: Publisher,
     pub(crate) sources: Sources,
     pub(crate) clients: Clients,
     pub(crate) keys: Keys,
@@ -85,6 +89,22 @@ pub(crate) fn limits(config: &Config) -> listener::Limits {
     let gateway = &config.gateway;
     let max_headers = usize::try_from(gateway.max_headers.as_u64()).unwrap_or(usize::MAX);
     listener::Limits { connections: gateway.max_connections, header_timeout: gateway.header_timeout, max_headers }
+}
+
+/// How events are published: by the way in which the server syncs.
+pub(crate) fn publisher(
+    config: &Config,
+    broker: Broker,
+    metrics: Metrics,
+    clock: Clock,
+) -> (Publisher, Option<Gatherer>) {
+    match config.nats.durability {
+        Durability::Periodic => (Publisher::single(broker), None),
+        Durability::Synced => {
+            let (publisher, gatherer) = Publisher::gathering(broker, metrics, clock);
+            (publisher, Some(gatherer))
+        }
+    }
 }
 
 /// Everything that SIGHUP reads again for this role.

@@ -14,7 +14,7 @@ use async_nats::jetstream::{self, ErrorCode, kv};
 
 use super::Names;
 use super::unreadable::Bury;
-use crate::config::{Config, Limits, StreamKind};
+use crate::config::{Config, Durability, Limits, StreamKind};
 use crate::event::Name;
 
 /// The durable of the courier, on OUTBOX and on RETRY.
@@ -31,6 +31,8 @@ const MAX_COURIER_PENDING: i64 = 65_536;
 pub(crate) struct Plan {
     pub(crate) names: Names,
     pub(crate) replicas: usize,
+    /// Let EVENTS take atomic batches.
+    pub(crate) batches: bool,
     pub(crate) streams: Vec<(StreamKind, Limits)>,
     pub(crate) durables: Vec<Durable>,
     /// Change what differs instead of leaving it alone.
@@ -110,7 +112,8 @@ impl Plan {
             durables.push(Durable::of_agent(name, StreamKind::Tasks, vec![format!("tasks.{name}.*")]));
         }
         let names = Names::new(config.nats.prefix.clone());
-        Self { names, replicas: config.nats.replicas, streams, durables, update, bury: None, largest: 0 }
+        let (replicas, batches) = (config.nats.replicas, config.nats.durability == Durability::Synced);
+        Self { names, replicas, batches, streams, durables, update, bury: None, largest: 0 }
     }
 
     /// The plan of a role that publishes messages up to this size.
@@ -143,6 +146,7 @@ impl Plan {
             allow_direct: true,
             allow_message_schedules: retry,
             allow_rollup: retry,
+            allow_atomic_publish: self.batches && kind == StreamKind::Events,
             ..StreamConfig::default()
         }
     }
@@ -245,6 +249,7 @@ async fn stream(
             discard: wanted.discard,
             subjects: wanted.subjects,
             allow_direct: true,
+            allow_atomic_publish: wanted.allow_atomic_publish || found.allow_atomic_publish,
             ..found
         };
         let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
@@ -252,6 +257,16 @@ async fn stream(
     }
     if !grave.is_empty() {
         return Err(Problem::Differs(Differences { what, details: grave }));
+    }
+    if wanted.allow_atomic_publish && !found.allow_atomic_publish {
+        if !create {
+            return Ok(Some(format!("{what} takes no atomic batches yet, which the next start changes")));
+        }
+        // It takes nothing from anybody, and nobody turns it off again: those who do not want it do not mind it.
+        tracing::info!("Updating {what}: atomic batches are taken");
+        let updated = StreamConfig { allow_atomic_publish: true, ..found };
+        let refused = |error: &dyn fmt::Display| Problem::Refused { what: what.clone(), why: error.to_string() };
+        jetstream.update_stream(&updated).await.map_err(|error| refused(&error))?;
     }
     Ok((!mild.is_empty()).then(|| format!("{what} keeps more than configured: {}", mild.join("; "))))
 }
@@ -458,6 +473,7 @@ mod tests {
         Plan {
             names: Names::default(),
             replicas: 1,
+            batches: false,
             streams,
             durables: Vec::new(),
             update: false,

@@ -9,7 +9,7 @@ use clap::Args;
 use super::{Common, Usage, complain, presets, say};
 use crate::broker::{Broker, Names, Plan, Server, Visitor};
 use crate::config::{
-    self, AgentPattern, Authorization, Config, HEADER_ROOM, PayloadForm, Rate, SignatureForm, StreamKind,
+    self, AgentPattern, Authorization, Config, Durability, HEADER_ROOM, PayloadForm, Rate, SignatureForm, StreamKind,
 };
 use crate::secret::SecretEntry;
 use crate::signature::preset::{self, Certainty};
@@ -87,7 +87,13 @@ fn explain(name: &str) -> ExitCode {
 }
 
 fn roles(config: &Config) {
-    say(&format!("NATS      {}, replicas {}", config.nats.url.public().join(", "), config.nats.replicas));
+    let nats = &config.nats;
+    let servers = nats.url.public().join(", ");
+    say(&format!("NATS      {servers}, replicas {}, durability {}", nats.replicas, nats.durability));
+    if nats.durability == Durability::Synced {
+        say("          you say that every server has sync_interval: always, which cannot be seen from here;");
+        say("          webhooks that arrive together are stored together");
+    }
     let gateway = &config.gateway;
     say(&format!("gateway   {}, bodies up to {}", gateway.listen, size(gateway.max_body.as_u64())));
     let rate = gateway.peer_rate.map_or("none".to_owned(), |rate| rate.to_string());

@@ -1,5 +1,6 @@
 //! `[nats]`
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -18,6 +19,8 @@ pub struct Nats {
     /// Put in front of every subject, stream and bucket, so that several Hookbridges can share an account.
     #[serde(deserialize_with = "optional_name")]
     pub prefix: Option<Name>,
+    /// What you know of how the servers sync to disk. Hookbridge cannot see it, and does not change it.
+    pub durability: Durability,
     /// A credentials file (JWT and seed).
     pub credentials: Option<PathBuf>,
     /// The seed of an nkey.
@@ -30,6 +33,32 @@ pub struct Nats {
     pub token: Option<SecretRef>,
     /// TLS beyond what the URL asks for.
     pub tls: Tls,
+}
+
+/// When a message that JetStream confirmed is on the disk, as the operator states it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Some time after: the server's own default (`sync_interval`, two minutes). A killed process loses nothing, a
+    /// power cut on a single server may. Webhooks are published one by one, which is fastest there.
+    #[default]
+    Periodic,
+    /// Before it is confirmed: every server has `sync_interval: always` in its `jetstream` block. Then each publish
+    /// waits for the disk, so the gateway gathers the webhooks that arrive together and has them stored in one step
+    /// (an atomic batch); each is answered for itself, as ever. Lets `EVENTS` take such batches, which needs nothing
+    /// else. Stored events of a batch have three more headers, `Nats-Batch-Id`, `-Sequence` and `-Commit`.
+    ///
+    /// Said of servers that do not sync always, it makes nothing more durable, and webhooks are stored more slowly.
+    Synced,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Periodic => "periodic",
+            Self::Synced => "synced",
+        })
+    }
 }
 
 /// `[nats.tls]`
@@ -79,6 +108,7 @@ impl Default for Nats {
             url: Urls::One("nats://localhost:4222".to_owned()),
             replicas: 1,
             prefix: None,
+            durability: Durability::default(),
             credentials: None,
             nkey: None,
             user: None,

@@ -1,6 +1,7 @@
 //! From a verified webhook to stored events.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -9,8 +10,9 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use tokio::time::Instant;
 
+use super::publisher::Publisher;
 use super::source::Source;
-use crate::broker::{Broker, Outgoing, PublishError, Stored};
+use crate::broker::{Outgoing, PublishError, Stored};
 use crate::event::cloud_event::CloudEvent;
 use crate::event::headers::Headers;
 use crate::event::place::Scope;
@@ -24,7 +26,7 @@ const IN_FLIGHT: usize = 64;
 /// A verified webhook on its way to the stream, or one item of it.
 pub(super) struct Event {
     pub(super) id: String,
-    outgoing: Outgoing,
+    outgoing: Arc<Outgoing>,
 }
 
 /// What a webhook is made into.
@@ -125,7 +127,7 @@ impl Event {
         pass_on(source, request, &mut headers);
         let subject = subject::event(&source.name, event_type.as_deref());
         let message_id = Some(format!("{}:{id}", source.name));
-        Self { id, outgoing: Outgoing { subject, headers, payload, message_id } }
+        Self { id, outgoing: Arc::new(Outgoing { subject, headers, payload, message_id }) }
     }
 
     /// The bytes of the message, headers and id included.
@@ -137,13 +139,13 @@ impl Event {
     ///
     /// A publish that was not confirmed is ambiguous: it is published again with the same id, and then the
     /// stream's word `duplicate` may mean our own first try, so it is not passed on.
-    async fn store(&self, broker: &Broker, deadline: Instant) -> Result<Stored, PublishError> {
+    async fn store(&self, publisher: &Publisher, deadline: Instant) -> Result<Stored, PublishError> {
         let left = || deadline.saturating_duration_since(Instant::now());
-        match broker.publish(&self.outgoing, left() / 2).await {
+        match publisher.publish(&self.outgoing, left() / 2).await {
             Err(PublishError::Unconfirmed) => {}
             other => return other,
         }
-        let stored = broker.publish(&self.outgoing, left()).await?;
+        let stored = publisher.alone(&self.outgoing, left()).await?;
         Ok(Stored { duplicate: false, ..stored })
     }
 }
@@ -153,12 +155,12 @@ impl Events {
     ///
     /// If one is not confirmed, the sender comes again with all, and those that are there are recognised by
     /// their ids.
-    pub(super) async fn store(&self, broker: &Broker, within: Duration) -> Result<bool, PublishError> {
+    pub(super) async fn store(&self, publisher: &Publisher, within: Duration) -> Result<bool, PublishError> {
         let deadline = Instant::now() + within;
         if let [event] = &self.events[..] {
-            return Ok(event.store(broker, deadline).await?.duplicate);
+            return Ok(event.store(publisher, deadline).await?.duplicate);
         }
-        let storing: Vec<_> = self.events.iter().map(|event| event.store(broker, deadline)).collect();
+        let storing: Vec<_> = self.events.iter().map(|event| event.store(publisher, deadline)).collect();
         let mut stored = stream::iter(storing).buffer_unordered(IN_FLIGHT);
         let mut duplicate = !self.events.is_empty();
         while let Some(stored) = stored.next().await {

@@ -20,6 +20,7 @@ use super::budget::{Budget, Held};
 use super::peer::Sender;
 use super::peer_rate::PeerRate;
 use super::publish::{self, Events, Unnamed};
+use super::publisher::Publisher;
 use super::quarantine::Quarantine;
 use super::shake;
 use super::source::{Source, Sources};
@@ -44,6 +45,7 @@ const REFRESH_WITHIN: Duration = Duration::from_secs(2);
 /// What every request needs.
 pub(super) struct Receiver {
     pub(super) broker: Broker,
+    publisher: Publisher,
     sources: Sources,
     budget: Budget,
     keys: Keys,
@@ -68,7 +70,7 @@ struct Limits {
 
 impl Receiver {
     pub(super) fn new(config: &Config, parts: Supplies) -> Self {
-        let Supplies { broker, sources, keys, quarantine, clock, metrics, .. } = parts;
+        let Supplies { broker, publisher, sources, keys, quarantine, clock, metrics, .. } = parts;
         let gateway = &config.gateway;
         let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         let limits = Limits {
@@ -83,6 +85,7 @@ impl Receiver {
         let (trusted_proxies, peer_rate) = (gateway.trusted_proxies.clone(), gateway.peer_rate.map(PeerRate::new));
         Self {
             broker,
+            publisher,
             sources,
             budget,
             keys,
@@ -310,7 +313,7 @@ impl Receiver {
         }
         let patience = source.profile.answer_within.map_or(Duration::MAX, |within| within * 4 / 5);
         let left = self.limits.request_timeout.min(patience).saturating_sub(begun.elapsed());
-        let duplicate = match events.store(&self.broker, self.limits.publish_timeout.min(left)).await {
+        let duplicate = match events.store(&self.publisher, self.limits.publish_timeout.min(left)).await {
             Err(crate::broker::PublishError::TooLarge) => {
                 return Err(ReceiveError::EventTooLarge { limit: self.body_limit(source) });
             }

@@ -31,6 +31,10 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     /// Publishes that the stream did not confirm, by reason.
     pub(crate) unconfirmed: Family<ReasonLabels, Counter>,
+    /// Batches of webhooks, where the server syncs always, by what became of them.
+    pub(crate) batches: Family<BatchLabels, Counter>,
+    /// The events in them; what a batch did not store is published again in smaller parts.
+    pub(crate) batched_events: Family<BatchLabels, Counter>,
     /// Attempts by destination and outcome.
     pub(crate) attempts: Family<AttemptLabels, Counter>,
     /// How long attempts took.
@@ -88,6 +92,13 @@ pub(crate) struct RejectionLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReasonLabels {
     pub(crate) reason: &'static str,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct BatchLabels {
+    /// `stored`, or why not: `repeat`, `refused`, `disabled`, `unconfirmed` or `not-ready`.
+    pub(crate) outcome: &'static str,
 }
 
 /// An attempt's destination, and what became of it.
@@ -157,6 +168,8 @@ impl Metrics {
             body_bytes: Gauge::default(),
             connections: Gauge::default(),
             unconfirmed: Family::default(),
+            batches: Family::default(),
+            batched_events: Family::default(),
             attempts: Family::default(),
             attempt_seconds: seconds(),
             dead_letters: Family::default(),
@@ -196,6 +209,8 @@ impl Metrics {
         registry.register("ingress_body_bytes", "Bytes of request bodies held", self.body_bytes.clone());
         registry.register("ingress_connections", "Open connections", self.connections.clone());
         registry.register("ingress_unconfirmed", "Publishes not confirmed by reason", self.unconfirmed.clone());
+        registry.register("ingress_batches", "Batches of events by outcome", self.batches.clone());
+        registry.register("ingress_batched_events", "Events in batches by outcome", self.batched_events.clone());
         registry.register("egress_attempts", "Delivery attempts by outcome", self.attempts.clone());
         registry.register("egress_attempt_seconds", "Time that attempts took", self.attempt_seconds.clone());
         registry.register("egress_dead_letters", "Dead letters by reason", self.dead_letters.clone());

@@ -26,6 +26,7 @@ mod explain;
 mod fan_out;
 mod filters_and_limits_of_a_source;
 mod forgeries;
+mod group_commit;
 mod handshakes;
 mod hostile_receivers;
 mod hostile_requests;

@@ -57,6 +57,15 @@ impl Nats {
         nats
     }
 
+    /// A server that syncs what it stores to the disk before it confirms it.
+    pub(crate) async fn start_synced() -> Self {
+        let jetstream = "jetstream { store_dir: \"$FOLDER/jetstream\", sync_interval: always }";
+        let mut nats = Self::prepare(&format!("{jetstream}\nmax_payload: 8MB")).await;
+        nats.run();
+        nats.answers().await;
+        nats
+    }
+
     /// A server that keeps nothing.
     pub(crate) async fn without_jetstream() -> Self {
         let mut nats = Self::prepare("").await;
