@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -49,7 +50,19 @@ impl Pointer {
 
     /// The text of the scalar there. Numbers and booleans count as their text; null, lists and objects do not.
     pub(crate) fn scalar(&self, json: &[u8]) -> Option<String> {
+        if self.leads_nowhere(json) {
+            return None;
+        }
         walk(json, Step { ahead: &self.0, leaf: PhantomData::<Scalar> })
+    }
+
+    /// Whether the document cannot have what is pointed to, as far as a glance tells: a name on the way is nowhere in
+    /// it, and nothing in it is written with a backslash, as that name could be. Many kinds of events lack the member
+    /// that tells others apart, and need not be read for it.
+    fn leads_nowhere(&self, json: &[u8]) -> bool {
+        let is_index = |step: &str| step.bytes().all(|byte| byte.is_ascii_digit());
+        let mut names = self.0.iter().filter(|step| !is_index(step));
+        names.any(|name| memmem::find(json, name.as_bytes()).is_none()) && memchr::memchr(b'\\', json).is_none()
     }
 
     /// The name of the first member there whose value is an object or a list.
@@ -295,6 +308,16 @@ mod tests {
         assert_eq!(scalar("/t", body).as_deref(), Some("true"));
         assert_eq!(scalar("", "\"whole\"").as_deref(), Some("whole"));
         assert_eq!(scalar("", r#""a\u0062\n\ud83d\ude00""#).as_deref(), Some("ab\n\u{1f600}"));
+    }
+
+    #[test]
+    fn a_name_is_found_however_it_is_written() {
+        assert_eq!(scalar("/action/0", r#"{"\u0061ction":["opened"]}"#).as_deref(), Some("opened"));
+        assert_eq!(scalar("/a\"b\\c", r#"{"a\"b\\c":1}"#).as_deref(), Some("1"));
+        assert_eq!(scalar("/\u{e9}", r#"{"\u00e9":1}"#).as_deref(), Some("1"));
+        assert_eq!(scalar("/\u{e9}", "{\"\u{e9}\":1}").as_deref(), Some("1"));
+        assert_eq!(scalar("/a~1b", r#"{"a\/b":1}"#).as_deref(), Some("1"));
+        assert_eq!(scalar("/", r#"{"":1}"#).as_deref(), Some("1"));
     }
 
     #[test]
