@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -184,7 +185,7 @@ impl Connection {
             })
         });
         let mut connection = builder.serve_connection(TokioIo::new(Socket::new(stream)), service);
-        let (told, mut end) = (ending.clone(), pin!(ending.changed()));
+        let (told, mut end) = (ending.clone(), pin!(unconstrained(ending.changed())));
         let (mut waits, mut is_ending) = (false, false);
         let ended = poll_fn(|context| {
             let polled = connection.poll_without_shutdown(context);
@@ -192,7 +193,7 @@ impl Connection {
                 return polled;
             }
             // Waiting for the end takes a lock that all connections share: once, and again when it has come. A task
-            // is woken in the same way for as long as it lives.
+            // is woken in the same way for as long as it lives, and has no budget that could put this off.
             let looks = !waits || !matches!(told.has_changed(), Ok(false));
             waits = true;
             if looks && end.as_mut().poll(context).is_ready() {

@@ -234,7 +234,12 @@ fn classify(error: &RequestError, subject: &str) -> PublishError {
 
 fn refused(error: &jetstream::Error) -> PublishError {
     match error.error_code() {
-        ErrorCode::STREAM_WRONG_LAST_SEQUENCE => PublishError::Occupied,
+        // The second in a cluster, where another write to the subject is on its way.
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => {
+            PublishError::Occupied
+        }
+        // In a cluster: a message of this id is on its way, and whether it will be stored is not known yet.
+        ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => PublishError::Unconfirmed,
         _ if is_full(error) => PublishError::Full,
         _ => PublishError::Refused(error.to_string()),
     }
@@ -272,6 +277,8 @@ mod tests {
             read(answer.to_string().as_bytes()).unwrap_err()
         };
         assert!(matches!(refusal(10071, "wrong last sequence: 3"), PublishError::Occupied));
+        assert!(matches!(refusal(10164, "wrong last sequence"), PublishError::Occupied));
+        assert!(matches!(refusal(10158, "duplicate message id is in process"), PublishError::Unconfirmed));
         assert!(matches!(refusal(10077, "maximum bytes exceeded"), PublishError::Full));
         assert!(matches!(refusal(10023, "insufficient resources"), PublishError::Full));
         let PublishError::Refused(text) = refusal(10060, "expected stream does not match") else { panic!() };

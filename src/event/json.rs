@@ -60,7 +60,7 @@ impl Pointer {
     /// it, and nothing in it is written with a backslash, as that name could be. Many kinds of events lack the member
     /// that tells others apart, and need not be read for it.
     fn leads_nowhere(&self, json: &[u8]) -> bool {
-        let is_index = |step: &str| step.bytes().all(|byte| byte.is_ascii_digit());
+        let is_index = |step: &str| step.parse::<usize>().is_ok();
         let mut names = self.0.iter().filter(|step| !is_index(step));
         names.any(|name| memmem::find(json, name.as_bytes()).is_none()) && memchr::memchr(b'\\', json).is_none()
     }
@@ -304,6 +304,7 @@ mod tests {
         let body = r#"{"a":{"b":[1,{"c/d":"deep"}]},"n":7,"t":true}"#;
         assert_eq!(scalar("/a/b/1/c~1d", body).as_deref(), Some("deep"));
         assert_eq!(scalar("/a/b/0", body).as_deref(), Some("1"));
+        assert_eq!(scalar("/a/b/+0", body).as_deref(), Some("1"));
         assert_eq!(scalar("/n", body).as_deref(), Some("7"));
         assert_eq!(scalar("/t", body).as_deref(), Some("true"));
         assert_eq!(scalar("", "\"whole\"").as_deref(), Some("whole"));

@@ -6,19 +6,27 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::mem;
+use std::time::Duration;
 
 /// The most messages that go out in one round. The server takes 1,000 in a batch.
 pub(super) const MOST_MESSAGES: usize = 512;
 /// The most bytes of them, unless a single one is larger. The server holds them until the batch is complete.
 pub(super) const MOST_BYTES: usize = 4 * 1024 * 1024;
-/// Rounds on their way at once.
+/// Rounds on their way at once, of those that others wait for.
 const ROUNDS: usize = 2;
+/// Rounds on their way at once in all.
+const ALL_ROUNDS: usize = 16;
+/// How long others wait for the end of a round. One that takes longer is stuck, perhaps with a single message that
+/// gets no answer, and must not hold up everybody.
+pub(super) const WAITED_FOR: Duration = Duration::from_millis(100);
 /// Fewer than these are faster one by one.
 const FEWEST: usize = 16;
 /// How many repeats a batch may be expected to hold: more than half of them are taken then.
 const EXPECTED_REPEATS: f64 = 0.5;
 /// Over how many of the last messages the share of repeats is taken.
 const OBSERVED: f64 = 512.0;
+/// How many messages wait because their ids are on their way; what is over goes out beside them, by itself.
+const MOST_HELD: usize = 64;
 /// How many batches of a round are halved. One repeat among the most messages takes six.
 const HALVED: usize = 8;
 /// How many ids of stored messages are remembered, at least; twice as many at most. 8 bytes each, and what the set
@@ -86,15 +94,15 @@ impl Known {
     }
 }
 
-/// Whether another round goes out beside those that are on their way. What waits for the end of one goes out in fewer
-/// and larger batches, so only a full one goes out beside it.
-pub(super) fn is_due(on_their_way: usize, waiting: usize) -> bool {
-    on_their_way == 0 || (on_their_way < ROUNDS && waiting >= MOST_MESSAGES)
+/// Whether another round goes out beside those that are on their way, of which some are [waited for](WAITED_FOR).
+/// What waits for the end of one goes out in fewer and larger batches, so only a full one goes out beside it.
+pub(super) fn is_due(on_their_way: usize, waited_for: usize, waiting: usize) -> bool {
+    on_their_way < ALL_ROUNDS && (waited_for == 0 || (waited_for < ROUNDS && waiting >= MOST_MESSAGES))
 }
 
 /// Takes what goes out next, in its order. `largest` is the most bytes that a message in a batch may have.
 ///
-/// A message whose id is on its way stays: it is a repeat if that one is stored, and takes its place if not.
+/// A few messages whose ids are on their way stay: each is a repeat if that one is stored, and takes its place if not.
 pub(super) fn next<T>(waiting: &mut VecDeque<Waiting<T>>, known: &mut Known, largest: usize) -> Option<Round<T>> {
     let (mut together, mut alone, mut later, mut bytes) = (Vec::new(), Vec::new(), VecDeque::new(), 0);
     while let Some(candidate) = waiting.pop_front() {
@@ -104,12 +112,13 @@ pub(super) fn next<T>(waiting: &mut VecDeque<Waiting<T>>, known: &mut Known, lar
             break;
         }
         let is_stored = known.is_stored(candidate.key);
-        if !is_stored && !known.in_flight.insert(candidate.key) {
+        let is_on_its_way = !is_stored && !known.in_flight.insert(candidate.key);
+        if is_on_its_way && later.len() < MOST_HELD {
             later.push_back(candidate);
             continue;
         }
         bytes += candidate.bytes;
-        if is_stored || candidate.bytes > largest {
+        if is_stored || is_on_its_way || candidate.bytes > largest {
             alone.push(vec![candidate]);
         } else {
             together.push(candidate);
@@ -180,10 +189,26 @@ mod tests {
 
     #[test]
     fn who_comes_alone_goes_out_at_once_and_a_full_round_beside_another() {
-        assert!(is_due(0, 1));
-        assert!(!is_due(1, 1) && !is_due(1, MOST_MESSAGES - 1));
-        assert!(is_due(1, MOST_MESSAGES));
-        assert!(!is_due(ROUNDS, 10 * MOST_MESSAGES));
+        assert!(is_due(0, 0, 1));
+        assert!(!is_due(1, 1, 1) && !is_due(1, 1, MOST_MESSAGES - 1));
+        assert!(is_due(1, 1, MOST_MESSAGES));
+        assert!(!is_due(ROUNDS, ROUNDS, 10 * MOST_MESSAGES));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_round_that_is_stuck_and_stuck_ones_have_a_limit() {
+        assert!(is_due(1, 0, 1) && is_due(ALL_ROUNDS - 1, 0, 1));
+        assert!(!is_due(ALL_ROUNDS, 0, 10 * MOST_MESSAGES));
+    }
+
+    #[test]
+    fn copies_of_what_is_on_its_way_keep_nobody_else_from_being_looked_at() {
+        let (mut queue, mut known) = (waiting([7]), Known::default());
+        next_keys(&mut queue, &mut known);
+        queue.extend(waiting([7; MOST_HELD + 3].into_iter().chain([8])));
+        let parts = next_keys(&mut queue, &mut known);
+        assert_eq!(parts, [[8], [7], [7], [7]]);
+        assert_eq!(queue.len(), MOST_HELD);
     }
 
     #[test]

@@ -5,26 +5,29 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::gather::{self, Ended, Known, MOST_MESSAGES, Round, Waiting};
+use super::gather::{self, Ended, Known, MOST_MESSAGES, Round, WAITED_FOR, Waiting};
 use crate::broker::{BATCH_HEADERS, BatchError, Broker, Outgoing, PublishError, Stored};
 use crate::clock::Clock;
 use crate::telemetry::Metrics;
 use crate::telemetry::logs::Seldom;
 use crate::telemetry::metrics::BatchLabels;
 
-/// Parts of one round on their way at once. The server takes 50 unfinished batches, over all gateways.
-const PARTS: usize = 16;
+/// Batches of one round on their way at once. The server takes 50 unfinished ones, over all gateways.
+const BATCHES: usize = 8;
+/// Parts of one round on their way at once, those of a single message included.
+const PARTS: usize = 256;
 /// Messages that wait beyond those that are looked at for the next round.
 const QUEUE: usize = 4096;
 
@@ -40,6 +43,8 @@ pub(crate) struct Publisher {
 struct Request {
     outgoing: Arc<Outgoing>,
     deadline: Instant,
+    /// Whether it has been sent, so that it may be stored.
+    sent: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<Stored, PublishError>>,
 }
 
@@ -73,15 +78,17 @@ impl Publisher {
         (Self { broker, queue: Some(queue) }, Gatherer { queue: gathered, sender: Arc::new(sender) })
     }
 
-    /// Publishes and waits for the stream's confirmation, for at most `wait`.
+    /// Publishes and waits for the stream's confirmation, for at most `wait`. What is gathered and has not been sent
+    /// by then waits on for as much again: sent by itself beside all others, it would only hold them up.
     pub(super) async fn publish(&self, outgoing: &Arc<Outgoing>, wait: Duration) -> Result<Stored, PublishError> {
         let Some(queue) = &self.queue else { return self.broker.publish(outgoing, wait).await };
         if self.broker.is_ready().is_none() {
             return Err(PublishError::NotReady(self.broker.link()));
         }
-        let deadline = Instant::now() + wait;
+        let (half, deadline) = (Instant::now() + wait, Instant::now() + 2 * wait);
         let (answer, answered) = oneshot::channel();
-        let request = Request { outgoing: outgoing.clone(), deadline, answer };
+        let sent = Arc::new(AtomicBool::new(false));
+        let request = Request { outgoing: outgoing.clone(), deadline, sent: sent.clone(), answer };
         let told = async {
             match queue.send(request).await {
                 Ok(()) => match answered.await {
@@ -96,7 +103,12 @@ impl Publisher {
                 Err(_) => self.alone(outgoing, wait).await,
             }
         };
-        tokio::time::timeout_at(deadline, told).await.unwrap_or(Err(PublishError::Unconfirmed))
+        let mut told = pin!(told);
+        match tokio::time::timeout_at(half, &mut told).await {
+            Ok(outcome) => outcome,
+            Err(_) if sent.load(Ordering::Relaxed) => Err(PublishError::Unconfirmed),
+            Err(_) => tokio::time::timeout_at(deadline, told).await.unwrap_or(Err(PublishError::Unconfirmed)),
+        }
     }
 
     /// Publishes a message by itself in any case.
@@ -110,14 +122,21 @@ impl Gatherer {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let (mut waiting, mut known, hasher) = (VecDeque::new(), Known::default(), RandomState::new());
         let (mut taken, mut rounds, mut open) = (Vec::new(), JoinSet::<Vec<(u64, Ended)>>::new(), true);
+        // When the rounds that are on their way began, oldest first.
+        let mut begun = VecDeque::<(task::Id, Instant)>::new();
+        let mut waited_for = 0;
         while open || !waiting.is_empty() || !rounds.is_empty() {
+            let oldest = begun.len() - waited_for;
+            let patience = begun.get(oldest).map_or_else(Instant::now, |(_, begun)| *begun + WAITED_FOR);
             tokio::select! {
                 () = stop.cancelled(), if open && !self.queue.is_closed() => self.queue.close(),
-                Some(ended) = rounds.join_next() => {
+                Some(ended) = rounds.join_next_with_id() => {
                     // A round that did not end well ends this part too, and so the process.
-                    let Ok(ended) = ended else { return };
+                    let Ok((id, ended)) = ended else { return };
+                    begun.retain(|(round, _)| *round != id);
                     ended.into_iter().for_each(|(key, ended)| known.ended(key, ended));
                 }
+                () = tokio::time::sleep_until(patience), if waited_for > 0 && !waiting.is_empty() => {}
                 count = self.queue.recv_many(&mut taken, MOST_MESSAGES), if open && waiting.len() < MOST_MESSAGES => {
                     open = count > 0;
                     waiting.extend(taken.drain(..).map(|request: Request| {
@@ -127,11 +146,14 @@ impl Gatherer {
                 }
             }
             let largest = self.sender.broker.max_payload();
-            while gather::is_due(rounds.len(), waiting.len()) {
+            let is_waited_for = |(_, begun): &&(task::Id, Instant)| begun.elapsed() < WAITED_FOR;
+            waited_for = begun.iter().filter(is_waited_for).count();
+            while gather::is_due(rounds.len(), waited_for, waiting.len()) {
                 // Whoever gave up before it was his turn publishes again by himself, or is gone.
                 waiting.retain(|waiting: &Waiting<Request>| !waiting.message.answer.is_closed());
                 let Some(round) = gather::next(&mut waiting, &mut known, largest) else { break };
-                rounds.spawn(self.sender.clone().send(round));
+                begun.push_back((rounds.spawn(self.sender.clone().send(round)).id(), Instant::now()));
+                waited_for += 1;
             }
         }
     }
@@ -141,25 +163,29 @@ impl Sender {
     /// Publishes a round, and answers each of its messages. Says what became of them.
     async fn send(self: Arc<Self>, round: Round<Request>) -> Vec<(u64, Ended)> {
         let (mut parts, mut ended) = (VecDeque::from(round.parts), Vec::with_capacity(MOST_MESSAGES));
-        let (mut sent, mut refused) = (FuturesUnordered::new(), 0);
+        let (mut sent, mut batches, mut refused) = (FuturesUnordered::new(), 0, 0);
         loop {
             while sent.len() < PARTS
-                && let Some(mut part) = parts.pop_front()
+                && let Some(mut part) = parts.pop_front_if(|part| part.len() == 1 || batches < BATCHES)
             {
                 let given_up = part.extract_if(.., |waiting| waiting.message.answer.is_closed());
                 ended.extend(given_up.map(|waiting| (waiting.key, Ended::Lost)));
                 if !part.is_empty() {
-                    sent.push(self.send_part(part));
+                    part.iter().for_each(|waiting| waiting.message.sent.store(true, Ordering::Relaxed));
+                    let together = usize::from(part.len() > 1);
+                    batches += together;
+                    sent.push(self.send_part(part).map(move |sent| (together, sent)));
                 }
             }
-            match sent.next().await {
-                Some(Sent::Ended(part)) => ended.extend(part),
-                Some(Sent::Repeat(batch)) => {
+            let Some((together, came)) = sent.next().await else { return ended };
+            batches -= together;
+            match came {
+                Sent::Ended(part) => ended.extend(part),
+                Sent::Repeat(batch) => {
                     parts.extend(gather::split(batch, refused));
                     refused += 1;
                 }
-                Some(Sent::OneByOne(batch)) => parts.extend(gather::one_by_one(batch)),
-                None => return ended,
+                Sent::OneByOne(batch) => parts.extend(gather::one_by_one(batch)),
             }
         }
     }

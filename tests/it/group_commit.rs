@@ -297,6 +297,38 @@ async fn a_gateway_that_stops_finishes_what_it_has_gathered() {
     assert_eq!(nats.count("EVENTS").await, 100);
 }
 
+#[tokio::test]
+async fn a_webhook_that_the_server_never_answers_holds_up_nobody_else() {
+    // What the server does not let a client publish, it does not answer.
+    let nats = Nats::start_synced_with(
+        "authorization { users: [
+            { user: gateway, password: secret, permissions: { publish: { deny: \"events.open.silent\" } } }
+            { user: anybody, password: secret }
+        ] }
+        no_auth_user: anybody",
+    )
+    .await;
+    let user = "durability = \"synced\"\nuser = \"gateway\"\npassword = \"plain:secret\"";
+    let text = SYNCED.replace("durability = \"synced\"", user) + "type = \"header:X-Type\"\n";
+    let hookbridge = gateway(&nats, &text).await;
+
+    let silent = hookbridge.post("/hooks/open", &[("x-id", "silent"), ("x-type", "silent")], "body");
+    let others = async {
+        for id in numbered(0..20) {
+            post(&hookbridge, &id, "body").await.assert_status(202);
+        }
+        let ids = numbered(20..320);
+        for answer in join_all(ids.iter().map(|id| post(&hookbridge, id, "body"))).await {
+            answer.assert_status(202);
+        }
+    };
+    tokio::select! {
+        answer = silent => panic!("it was answered before the others: {answer:?}"),
+        () = within("the others to be stored", others) => {}
+    }
+    assert_eq!(nats.count("EVENTS").await, 320);
+}
+
 #[test]
 fn another_durability_than_those_there_are_is_a_mistake_that_names_them() {
     let text = mistakes("[nats]\ndurability = \"always\"");

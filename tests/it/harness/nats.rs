@@ -59,8 +59,13 @@ impl Nats {
 
     /// A server that syncs what it stores to the disk before it confirms it.
     pub(crate) async fn start_synced() -> Self {
+        Self::start_synced_with("").await
+    }
+
+    /// The same with further settings.
+    pub(crate) async fn start_synced_with(settings: &str) -> Self {
         let jetstream = "jetstream { store_dir: \"$FOLDER/jetstream\", sync_interval: always }";
-        let mut nats = Self::prepare(&format!("{jetstream}\nmax_payload: 8MB")).await;
+        let mut nats = Self::prepare(&format!("{jetstream}\nmax_payload: 8MB\n{settings}")).await;
         nats.run();
         nats.answers().await;
         nats
