@@ -193,6 +193,7 @@ impl Consumer {
                         if let (Some(received), Some(slot)) = (self.received(message), slots.pop()) {
                             let size = self.size_of(&received);
                             let room = match self.room.clone().try_acquire_many_owned(size) {
+                                _ if stop.is_cancelled() => None,
                                 Ok(room) => Some(Some(room)),
                                 Err(_) => stop.run_until_cancelled(self.room_for(&received, size, &mut batch)).await,
                             };
