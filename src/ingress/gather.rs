@@ -1,4 +1,4 @@
-//! Which waiting messages go out next, and how. Pure: [`super::publisher`] acts on it.
+//! Which waiting messages go out next, and how. Pure: [`mod@super::publisher`] acts on it.
 //!
 //! A batch costs the server a fixed sum, about that of a dozen single messages on a disk that is synced always, and
 //! is refused as a whole if the stream knows the id of one message in it. So few go out one by one, and so does what
