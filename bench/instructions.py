@@ -38,19 +38,10 @@ listen = "127.0.0.1:{gateway}"
 [sources.github]
 preset = "github"
 secrets = ["plain:s3cret"]
-[egress]
-allow_http = true
-allow_networks = ["127.0.0.0/8"]
 [endpoints.local]
 url = "http://127.0.0.1:{receiver}/"
 secrets = ["plain:s3cret"]
-[agents.planner]
-[callbacks]
-allow = ["http://127.0.0.1:{receiver}/"]
-secrets = ["plain:callback secret"]
-[clients.shop]
-token = "plain:shop-token"
-"""
+""" + rig.LOOPBACK + rig.DELEGATION
 BODY = b'{"pad": "' + b"x" * 1012 + b'"}'
 SIGNATURE = hmac.new(b"s3cret", BODY, hashlib.sha256).hexdigest().encode()
 WRONG = hmac.new(b"other", BODY, hashlib.sha256).hexdigest().encode()

@@ -17,6 +17,20 @@ BINARY = os.environ.get("HOOKBRIDGE", ROOT / "target/dist/hookbridge")
 NATS_SERVER = os.environ.get("NATS_SERVER", ROOT / ".tools/nats-server")
 
 
+# Without it nothing is delivered to loopback.
+LOOPBACK = """[egress]
+allow_http = true
+allow_networks = ["127.0.0.0/8"]
+"""
+# An agent, and a client that may delegate to it and be called back at the receiver.
+DELEGATION = """[agents.planner]
+[callbacks]
+allow = ["http://127.0.0.1:{receiver}/"]
+secrets = ["plain:callback secret"]
+[clients.shop]
+token = "plain:shop-token"
+"""
+
 PORTS = itertools.cycle(random.sample(range(15_000, 30_000), 10_000))
 
 

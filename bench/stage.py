@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 
-from rig import BINARY, NATS_SERVER, ROOT, Publisher, free_port
+from rig import BINARY, LOOPBACK, NATS_SERVER, ROOT, Publisher, free_port
 
 BENCH = pathlib.Path(__file__).resolve().parent
 PROGRAMS = pathlib.Path(os.environ.get("BENCH_PROGRAMS", BENCH / "target/release"))
@@ -43,10 +43,7 @@ listen = "127.0.0.1:{admin}"
 [sources.github]
 preset = "github"
 secrets = ["plain:{secret}"]
-[egress]
-allow_http = true
-allow_networks = ["127.0.0.0/8"]
-"""
+""" + LOOPBACK
 ENDPOINT = '[endpoints.e{number}]\nurl = "http://127.0.0.1:{receiver}/e{number}"\nsecrets = ["plain:{secret}"]\n'
 AGENT = '[agents.bench]\nevents = ["events.github.>"]\n'
 

@@ -22,7 +22,7 @@ import time
 import urllib.request
 
 import paced
-from rig import Rig, free_port
+from rig import DELEGATION, LOOPBACK, Rig, free_port
 
 BENCH = pathlib.Path(__file__).resolve().parent
 IDLE = "idle"
@@ -33,19 +33,7 @@ events {{ worker_connections 4096; }}
 http {{ access_log off; keepalive_requests 100000000; client_body_buffer_size 64k; client_body_temp_path {folder};
   server {{ listen 127.0.0.1:{port}; location / {{ return 204; }} }} }}
 """
-CONFIGURATION = """
-[gateway]
-listen = "127.0.0.1:{gateway}"
-[egress]
-allow_http = true
-allow_networks = ["127.0.0.0/8"]
-[agents.planner]
-[callbacks]
-allow = ["http://127.0.0.1:{receiver}/"]
-secrets = ["plain:callback secret"]
-[clients.shop]
-token = "plain:shop-token"
-"""
+CONFIGURATION = '[gateway]\nlisten = "127.0.0.1:{gateway}"\n' + LOOPBACK + DELEGATION
 
 
 class Office(Rig):

@@ -9,10 +9,9 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE};
-use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, ErrorCode};
-use serde::Deserialize;
 
+use super::publish::Ack;
 use super::{Broker, Link, Outgoing, Stored};
 
 /// The bytes that being part of a batch adds to a message, at most.
@@ -27,7 +26,7 @@ pub(crate) enum BatchError {
     #[error("one of the messages is stored already")]
     Repeat,
     /// The stream takes no batches: somebody has changed it since this connection was prepared.
-    #[error("the stream takes no batches")]
+    #[error("the stream takes no atomic batches any more; the next connection turns them on again")]
     Disabled,
     /// Whether the messages would be taken one by one is another question.
     #[error("the server refused the batch: {0}")]
@@ -82,31 +81,22 @@ impl Broker {
         let subject = self.names.subject(&last.subject);
         let answer = self.client.request_with_headers(subject, headers, last.payload.clone()).await;
         let answer = answer.map_err(|error| unanswered(&error))?;
-        match serde_json::from_slice::<Response<Ack>>(&answer.payload) {
+        match serde_json::from_slice(&answer.payload) {
+            Ok(Ack { error: Some(error), .. }) => Err(refused(&error)),
             // An answer that does not speak of this batch says nothing about all but the last message.
-            Ok(Response::Ok(ack)) => ack.all(id, messages.len() as u64).ok_or(BatchError::Unconfirmed),
-            Ok(Response::Err { error }) => Err(refused(&error)),
+            Ok(ack) => all(&ack, id, messages.len() as u64).ok_or(BatchError::Unconfirmed),
             Err(_) => Err(BatchError::Unconfirmed),
         }
     }
 }
 
-/// The stream's answer to the last message of a batch.
-#[derive(Deserialize)]
-struct Ack {
-    #[serde(rename = "seq")]
-    sequence: u64,
-    batch: Option<String>,
-    count: Option<u64>,
-}
-
-impl Ack {
-    /// Each message of this batch, if that is what was stored. They follow each other in the stream.
-    fn all(&self, batch: &str, count: u64) -> Option<Vec<Stored>> {
-        let first = self.sequence.checked_sub(count - 1)?;
-        let all = || (first..=self.sequence).map(|sequence| Stored { sequence, duplicate: false }).collect();
-        (self.batch.as_deref() == Some(batch) && self.count == Some(count)).then(all)
-    }
+/// Each message of this batch, if that is what the answer to the last one says was stored. They follow each other in
+/// the stream.
+fn all(ack: &Ack, batch: &str, count: u64) -> Option<Vec<Stored>> {
+    let last = ack.sequence?;
+    let first = last.checked_sub(count - 1)?;
+    let all = || (first..=last).map(|sequence| Stored { sequence, duplicate: false }).collect();
+    (ack.batch.as_deref() == Some(batch) && ack.count == Some(count)).then(all)
 }
 
 fn part(message: &Outgoing, batch: &str, sequence: usize) -> HeaderMap {
@@ -139,7 +129,7 @@ mod tests {
 
     fn stored(answer: &str) -> Option<Vec<u64>> {
         let ack: Ack = serde_json::from_str(answer).unwrap();
-        Some(ack.all("b", 3)?.iter().map(|stored| stored.sequence).collect())
+        Some(all(&ack, "b", 3)?.iter().map(|stored| stored.sequence).collect())
     }
 
     #[test]
@@ -147,6 +137,7 @@ mod tests {
         assert_eq!(stored(r#"{"stream":"E","seq":7,"batch":"b","count":3}"#), Some(vec![5, 6, 7]));
         for other in [
             r#"{"stream":"E","seq":7}"#,
+            r#"{"stream":"E","batch":"b","count":3}"#,
             r#"{"stream":"E","seq":7,"duplicate":true}"#,
             r#"{"stream":"E","seq":7,"batch":"c","count":3}"#,
             r#"{"stream":"E","seq":7,"batch":"b","count":2}"#,

@@ -181,12 +181,16 @@ impl Visitor {
 
 /// What a stream answers to a publish.
 #[derive(Deserialize)]
-struct Ack {
+pub(super) struct Ack {
+    /// Where the message is stored, of a batch the last one.
     #[serde(rename = "seq")]
-    sequence: Option<u64>,
+    pub(super) sequence: Option<u64>,
     #[serde(default)]
     duplicate: bool,
-    error: Option<jetstream::Error>,
+    /// The batch that is stored, and of how many messages it was.
+    pub(super) batch: Option<String>,
+    pub(super) count: Option<u64>,
+    pub(super) error: Option<jetstream::Error>,
 }
 
 /// Publishes on a subject as the server knows it, and reads the stream's answer.

@@ -140,12 +140,13 @@ impl Event {
     /// A publish that was not confirmed is ambiguous: it is published again with the same id, and then the
     /// stream's word `duplicate` may mean our own first try, so it is not passed on.
     async fn store(&self, publisher: &Publisher, deadline: Instant) -> Result<Stored, PublishError> {
-        let left = || deadline.saturating_duration_since(Instant::now());
-        match publisher.publish(&self.outgoing, left() / 2).await {
+        let begun = Instant::now();
+        let half = begun + deadline.saturating_duration_since(begun) / 2;
+        match publisher.publish(&self.outgoing, half, deadline).await {
             Err(PublishError::Unconfirmed) => {}
             other => return other,
         }
-        let stored = publisher.alone(&self.outgoing, left()).await?;
+        let stored = publisher.alone(&self.outgoing, deadline).await?;
         Ok(Stored { duplicate: false, ..stored })
     }
 }

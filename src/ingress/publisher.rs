@@ -78,14 +78,19 @@ impl Publisher {
         (Self { broker, queue: Some(queue) }, Gatherer { queue: gathered, sender: Arc::new(sender) })
     }
 
-    /// Publishes and waits for the stream's confirmation, for at most `wait`. What is gathered and has not been sent
-    /// by then waits on for as much again: sent by itself beside all others, it would only hold them up.
-    pub(super) async fn publish(&self, outgoing: &Arc<Outgoing>, wait: Duration) -> Result<Stored, PublishError> {
-        let Some(queue) = &self.queue else { return self.broker.publish(outgoing, wait).await };
+    /// Publishes and waits for the stream's confirmation until `half`, when it is time for a second try. What is
+    /// gathered and has not been sent by then waits on until `deadline` instead: sent by itself beside all others, it
+    /// would only hold them up.
+    pub(super) async fn publish(
+        &self,
+        outgoing: &Arc<Outgoing>,
+        half: Instant,
+        deadline: Instant,
+    ) -> Result<Stored, PublishError> {
+        let Some(queue) = &self.queue else { return self.alone(outgoing, half).await };
         if self.broker.is_ready().is_none() {
             return Err(PublishError::NotReady(self.broker.link()));
         }
-        let (half, deadline) = (Instant::now() + wait, Instant::now() + 2 * wait);
         let (answer, answered) = oneshot::channel();
         let sent = Arc::new(AtomicBool::new(false));
         let request = Request { outgoing: outgoing.clone(), deadline, sent: sent.clone(), answer };
@@ -100,7 +105,7 @@ impl Publisher {
                     }
                 },
                 // The gateway is about to end, and this is one of its last requests.
-                Err(_) => self.alone(outgoing, wait).await,
+                Err(_) => self.alone(outgoing, half).await,
             }
         };
         let mut told = pin!(told);
@@ -112,8 +117,8 @@ impl Publisher {
     }
 
     /// Publishes a message by itself in any case.
-    pub(super) async fn alone(&self, outgoing: &Outgoing, wait: Duration) -> Result<Stored, PublishError> {
-        self.broker.publish(outgoing, wait).await
+    pub(super) async fn alone(&self, outgoing: &Outgoing, deadline: Instant) -> Result<Stored, PublishError> {
+        self.broker.publish(outgoing, deadline.saturating_duration_since(Instant::now())).await
     }
 }
 
@@ -229,7 +234,7 @@ impl Sender {
             Err(error @ BatchError::Disabled) => {
                 let connection = self.broker.connection();
                 if self.disabled_on.swap(connection, Ordering::Relaxed) != connection {
-                    tracing::warn!("Publishing webhooks one by one until the next connection: {error}");
+                    tracing::warn!("Publishing webhooks one by one: {error}");
                 }
                 Sent::OneByOne(batch)
             }
