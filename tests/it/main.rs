@@ -13,6 +13,7 @@ mod authorization;
 mod batches;
 mod captured_responses;
 mod changing_names;
+mod cluster;
 mod command_line;
 mod control;
 mod dead_letter_replay;

@@ -72,6 +72,12 @@ impl Hookbridge {
         Self { app: App::start(&config, roles, options).await.unwrap() }
     }
 
+    /// Some roles, whether or not NATS is there, where the text says which servers to use.
+    pub(crate) async fn start_from(text: &str, roles: Roles, options: Options) -> Self {
+        let config = load(text, Vec::new()).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        Self { app: App::start(&config, roles, options).await.unwrap() }
+    }
+
     /// The URL of a path on the gateway.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.app.gateway().unwrap())

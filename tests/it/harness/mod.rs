@@ -1,5 +1,6 @@
 //! Everything that a test needs to tell its story.
 
+pub(crate) mod cluster;
 mod collector;
 mod dns;
 mod hookbridge;
@@ -8,11 +9,13 @@ mod http;
 pub(crate) mod nats;
 mod packages;
 mod program;
+mod proxy;
 mod receiver;
 pub(crate) mod sign;
 pub(crate) mod tls;
 mod witness;
 
+pub(crate) use self::cluster::Cluster;
 pub(crate) use self::collector::{Collector, attribute};
 pub(crate) use self::dns::Dns;
 pub(crate) use self::hookbridge::{Hookbridge, mistakes};

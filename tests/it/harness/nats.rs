@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::{self, consumer};
 use async_nats::{Client, HeaderMap};
@@ -20,6 +21,8 @@ pub(crate) struct Nats {
     folder: TempDir,
     port: u16,
     server: Option<Child>,
+    /// Whether it was paused and not let go on.
+    paused: AtomicBool,
     client: Client,
 }
 
@@ -99,7 +102,7 @@ impl Nats {
         std::fs::write(folder.path().join("nats.conf"), text).unwrap();
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = options.connect(format!("nats://127.0.0.1:{port}")).await.unwrap();
-        Self { folder, port, server: None, client }
+        Self { folder, port, server: None, paused: AtomicBool::new(false), client }
     }
 
     /// What introduces itself as a server of another version, and is nothing beyond that.
@@ -152,17 +155,43 @@ impl Nats {
 
     /// Stops the server's clock, as it were: it holds its connections and answers nothing.
     pub(crate) fn pause(&self) {
-        self.signal("-STOP");
+        self.paused.store(true, Ordering::Relaxed);
+        self.signal("STOP");
     }
 
     /// Lets a paused server go on.
     pub(crate) fn go_on(&self) {
-        self.signal("-CONT");
+        self.signal("CONT");
+        self.paused.store(false, Ordering::Relaxed);
     }
 
-    fn signal(&self, signal: &str) {
+    /// Sends the server a signal, such as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.server.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        assert!(Command::new("kill").args([format!("-{name}"), id]).status().unwrap().success());
+    }
+
+    /// Whether the server was started, and neither killed nor paused.
+    pub(crate) fn is_running(&self) -> bool {
+        self.server.is_some() && !self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server has ended by itself or by a signal, which is only noticed here.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let ended = self.server.as_mut().is_none_or(|server| server.try_wait().unwrap().is_some());
+        if ended {
+            self.server = None;
+        }
+        ended
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where the server keeps its streams.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join("jetstream/jetstream")
     }
 
     /// Kills the server, as `kill -9` does.
@@ -171,6 +200,7 @@ impl Nats {
             server.kill().unwrap();
             server.wait().unwrap();
         }
+        self.paused.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -197,6 +227,12 @@ impl Nats {
             ack.await.unwrap()
         };
         within("the stream's ack", published).await.duplicate
+    }
+
+    /// Asks for an answer; none if there is none within two seconds.
+    pub(crate) async fn request(&self, subject: &str, payload: Bytes) -> Option<Bytes> {
+        let request = async_nats::Request::new().payload(payload).timeout(Some(Duration::from_secs(2)));
+        self.client.send_request(subject.to_owned(), request).await.ok().map(|answer| answer.payload)
     }
 
     /// Publishes a header line that no client library would write, through a socket.

@@ -36,6 +36,12 @@ impl Configuration {
         command
     }
 
+    /// `hookbridge` with these files, which say which servers to use.
+    pub(crate) fn start(self, arguments: &[&str]) -> Program {
+        let program = Program::start(&mut self.hookbridge(arguments));
+        Program { files: Some(self), ..program }
+    }
+
     /// `hookbridge courier` with these files, as often as it is asked for.
     pub(crate) fn courier(&self, nats: &Nats) -> Program {
         Program::start(&mut self.hookbridge(&["courier", "--nats", &nats.url()]))
@@ -43,8 +49,7 @@ impl Configuration {
 
     /// `hookbridge serve` with these files.
     pub(crate) fn serve(self, nats: &Nats) -> Program {
-        let program = Program::start(&mut self.hookbridge(&["serve", "--nats", &nats.url()]));
-        Program { files: Some(self), ..program }
+        self.start(&["serve", "--nats", &nats.url()])
     }
 }
 
@@ -168,6 +173,13 @@ impl Program {
         let page = format!("{}/readyz", self.admin().await);
         let ready = async || (request("GET", &page, &[], "").await.status == 200).then_some(());
         eventually("the process to be ready", ready).await;
+    }
+
+    /// The value of a metric, by the whole text before its value; 0 for one that is not there.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let page = request("GET", &format!("{}/metrics", self.admin().await), &[], "").await.text();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     async fn url(&self, before: &str) -> String {

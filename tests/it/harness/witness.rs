@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
@@ -37,6 +37,7 @@ pub(crate) struct Witness {
 
 struct Shared {
     answers: Answers,
+    takes: Duration,
     seen: Mutex<Vec<Seen>>,
     times: Mutex<HashMap<(String, String), usize>>,
     arrived: watch::Sender<usize>,
@@ -47,10 +48,16 @@ struct Shared {
 
 impl Witness {
     pub(crate) async fn start(answers: Answers) -> Self {
+        Self::start_slow(answers, Duration::ZERO).await
+    }
+
+    /// The same, with answers that take this long.
+    pub(crate) async fn start_slow(answers: Answers, takes: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             answers,
+            takes,
             seen: Mutex::default(),
             times: Mutex::default(),
             arrived: watch::Sender::new(0),
@@ -131,6 +138,9 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let seen = Seen { endpoint, id, body: request.body, at: SystemTime::now() };
         shared.seen.lock().unwrap().push(seen);
         shared.arrived.send_modify(|arrived| *arrived += 1);
+        if !shared.takes.is_zero() {
+            tokio::time::sleep(shared.takes).await;
+        }
         // The sender lives as long as what it is part of.
         drop(shared.held.subscribe().wait_for(|held| !held).await);
         let length = if status == 204 { "" } else { "content-length: 0\r\n" };
