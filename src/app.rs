@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::broker::{Broker, Links, Plan, Problem, Role};
+use crate::broker::{Broker, Links, Need, Plan, Problem, Role};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::egress::{self, Courier, Registry};
@@ -122,7 +122,8 @@ impl App {
         let address = listener.address()?;
         self.gateway = Some(address);
         let listener = listener.observed_by(observer(metrics));
-        let published = plan.clone().publishing(config.largest_body() + config::HEADER_ROOM);
+        let needs = Need::of_gateway(!config.clients.is_empty());
+        let published = plan.clone().publishing(config.largest_body() + config::HEADER_ROOM).needing(needs);
         let (broker, supervisor) = Broker::connect(&config.nats, published, "gateway").await.context("nats")?;
         self.links.set(Role::Gateway, broker.clone());
         let (supervised, failed) = (supervisor.run(self.last.clone()), self.failed.clone());
@@ -166,7 +167,7 @@ impl App {
         self.secrets.extend(registry.secrets());
         let runner = CourierRunner {
             config: config.clone(),
-            plan: plan.burying(egress::bury_unreadable),
+            plan: plan.burying(egress::bury_unreadable).needing(Need::of_courier()),
             registry: Arc::new(registry),
             clock: options.clock.clone(),
             metrics: metrics.clone(),

@@ -9,8 +9,12 @@ use async_nats::{Client, ConnectOptions, Event, connection::State};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::provision::{self, Plan, Problem};
+use super::counts::Counts;
+use super::health::{Health, Need, Trouble};
+use super::probe::Prober;
+use super::provision::{self, Made, Plan, Problem};
 use super::state::{Link, Ready};
+use super::tasks::Written;
 use super::{Names, read, unreadable};
 use crate::config::{Nats, StreamKind};
 use crate::secret::SecretError;
@@ -21,6 +25,15 @@ const OLDEST_SERVER: (u64, u64) = (2, 12);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before looking again at a server that was not ready or not fit.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often to look whether everything is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// The shortest time between two looks that somebody asked for.
+const LOOK_APART: Duration = Duration::from_millis(500);
+/// How often the client asks a server that says nothing whether it is there. It leaves one that has not answered three
+/// times, so a silent server is left after nine to twelve seconds.
+const PING_EVERY: Duration = Duration::from_secs(3);
+/// How long a server may take to introduce itself: one that was stopped accepts connections and says nothing.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long the last words may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// The longest wait between two attempts to connect.
@@ -33,6 +46,9 @@ pub(crate) struct Broker {
     pub(super) jetstream: jetstream::Context,
     pub(super) names: Arc<Names>,
     pub(super) replicas: usize,
+    pub(super) health: Arc<Health>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) written: Arc<Written>,
     link: watch::Receiver<Link>,
     look_again: Arc<Notify>,
 }
@@ -45,6 +61,8 @@ pub(crate) struct Supervisor {
     link: watch::Sender<Link>,
     /// Changes whenever the client says that it connected or lost its connection.
     changed: watch::Receiver<u64>,
+    /// What was logged last of how things differ from the plan.
+    said: Mutex<String>,
 }
 
 /// What the client complains of, each new complaint once: it repeats them with every attempt to connect.
@@ -101,6 +119,8 @@ impl Broker {
             .retry_on_initial_connect()
             .name(format!("hookbridge-{role}"))
             .request_timeout(Some(REQUEST_TIMEOUT))
+            .ping_interval(PING_EVERY)
+            .connection_timeout(CONNECT_WITHIN)
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |happened| {
                 let (event, said) = (event.clone(), said.clone());
@@ -118,8 +138,10 @@ impl Broker {
             ContextBuilder::new().timeout(REQUEST_TIMEOUT).ack_timeout(REQUEST_TIMEOUT).build(client.clone());
         let (link, watched) = watch::channel(Link::Connecting);
         let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
-        let broker = Self { client, jetstream, names, replicas, link: watched, look_again: Arc::default() };
-        Ok((broker.clone(), Supervisor { broker, plan, role, link, changed }))
+        let (health, written, look_again) = (Arc::default(), Arc::default(), Arc::default());
+        let counts = plan.counts.clone();
+        let broker = Self { client, jetstream, names, replicas, health, counts, written, link: watched, look_again };
+        Ok((broker.clone(), Supervisor { broker, plan, role, link, changed, said: Mutex::default() }))
     }
 
     /// What can be done now. A lost connection shows at once, before anybody has told the watchers.
@@ -155,6 +177,28 @@ impl Broker {
         self.look_again.notify_one();
     }
 
+    /// Why nothing can be stored now, if so: the link is not ready, or what is written is not confirmed.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let link = self.link();
+        if link.ready().is_some() {
+            return self.health.trouble().as_ref().map(Trouble::to_string);
+        }
+        Some(match link {
+            Link::Down => format!("{link} (nats-server {})", self.server_name()),
+            link => link.to_string(),
+        })
+    }
+
+    /// For how long something that the role needs has not been confirmed; zero while everything is.
+    pub(crate) fn unconfirmed_for(&self) -> Duration {
+        self.health.unconfirmed_for()
+    }
+
+    /// What happened on the links of this process.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// The largest message that the server takes, or took when it was last there.
     pub(crate) fn max_payload(&self) -> usize {
         self.client.max_payload()
@@ -185,7 +229,15 @@ impl Supervisor {
     ///
     /// Ends with an error only when the first server that answers cannot be worked with: an operator who
     /// starts a process wants to hear that at once. Later the same thing is a state, said once.
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Problem> {
+    pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Problem> {
+        let prober = Prober::new(self.broker.clone(), self.role, self.plan.needs.clone());
+        tokio::select! {
+            ended = self.supervise(stop) => ended,
+            () = prober.run() => Ok(()),
+        }
+    }
+
+    async fn supervise(mut self, stop: CancellationToken) -> Result<(), Problem> {
         let mut worked_before = false;
         loop {
             let connection = self.broker.connection();
@@ -198,7 +250,9 @@ impl Supervisor {
                 match prepared {
                     Ok(()) => worked_before = true,
                     Err(problem) if problem.is_final() && !worked_before => return Err(problem),
-                    Err(problem) => self.tell(Link::Unfit(problem.to_string())),
+                    // What is stored over this connection shows whether it can be used, not one look at everything.
+                    Err(problem) if self.is_ready_on(connection) => self.say(&problem.to_string()),
+                    Err(problem) => self.tell(Link::Unfit(self.explained(&problem).await)),
                 }
             } else if worked_before || !matches!(*self.link.borrow(), Link::Connecting) {
                 self.tell(Link::Down);
@@ -215,7 +269,8 @@ impl Supervisor {
     }
 
     async fn prepare(&self, connection: u64) -> Result<(), Problem> {
-        if !self.is_ready_on(connection) {
+        // Whoever has just been told that a server is unfit need not hear of every further look at it.
+        if !self.is_ready_on(connection) && !matches!(*self.link.borrow(), Link::Unfit(_)) {
             self.tell(Link::Preparing);
         }
         // Between connecting and the server's first word there is a moment without it.
@@ -225,17 +280,24 @@ impl Supervisor {
         if !is_new_enough(&info.version) {
             return Err(Problem::OldServer { version: info.version });
         }
-        match provision::apply(&self.broker.jetstream, &self.plan).await {
+        let seen_before = self.broker.health.was_ready();
+        let made = |made: Made<'_>| self.made(&made, seen_before);
+        match provision::apply(&self.broker.jetstream, &self.plan, &made).await {
             // A server without JetStream of its own may still have neighbours with it, so it gets the question.
             Err(Problem::NoAnswer(_)) if !info.jetstream => return Err(Problem::NoJetStream),
-            applied => applied?,
+            // One that has it, and whose neighbours do not answer, will have it again.
+            Err(Problem::NoJetStream) if info.jetstream => {
+                return Err(Problem::NoAnswer("JetStream is not available at this moment".to_owned()));
+            }
+            applied => self.say(&applied?.join("; ")),
         }
-        if let Some(bury) = self.plan.bury
-            && !self.is_ready_on(connection)
-        {
+        if self.is_ready_on(connection) {
+            return Ok(());
+        }
+        if let Some(bury) = self.plan.bury {
             unreadable::remove(&self.broker.client, &self.broker.jetstream, &self.plan, bury).await?;
         }
-        if self.plan.largest > info.max_payload as u64 && !self.is_ready_on(connection) {
+        if self.plan.largest > info.max_payload as u64 {
             tracing::warn!(
                 nats.max_payload = info.max_payload,
                 "The server takes messages up to {} bytes, and a max_body with its headers needs {}: larger \
@@ -248,9 +310,49 @@ impl Supervisor {
         let ready = Ready { max_payload: info.max_payload, connection, outbox_last };
         // A connection that was lost meanwhile is for the next round.
         if self.broker.connection() == connection {
+            self.broker.health.begin(&self.plan.needs);
             self.tell(Link::Ready(ready));
         }
         Ok(())
+    }
+
+    /// Why a server that is connected is not fit, as far as it can be found out.
+    async fn explained(&self, problem: &Problem) -> String {
+        let stream = self.plan.needs.iter().find_map(|need| match need {
+            Need::Stream(stream) => Some(self.plan.names.stream(*stream)),
+            _ => None,
+        });
+        match (problem, stream) {
+            (Problem::NoAnswer(_), Some(stream)) => {
+                let why = self.broker.explain(&format!("stream {stream}"), &stream).await;
+                format!("{problem}: {why}")
+            }
+            _ => problem.to_string(),
+        }
+    }
+
+    /// Logs how things differ from the plan, once until that changes.
+    fn say(&self, differences: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said != differences {
+            if !differences.is_empty() {
+                tracing::warn!("The {} found in NATS: {differences}", self.role);
+            }
+            differences.clone_into(&mut said);
+        }
+    }
+
+    /// Logs and counts that something was made that had been there before.
+    fn made(&self, made: &Made<'_>, seen_before: bool) {
+        if seen_before {
+            self.broker.counts.made_again(made.0);
+            tracing::warn!(
+                nats.asset = made.0,
+                "The {} had to make {} again, which was deleted or lost; what it held is gone",
+                self.role,
+                made.0
+            );
+        }
     }
 
     /// Waits until this connection is no longer the one that the client has.
@@ -274,18 +376,17 @@ impl Supervisor {
 
     /// Waits for a reason to look again.
     async fn wait(&mut self, connection: u64, stop: &CancellationToken) -> Wake {
-        let settled = self.is_ready_on(connection);
-        let later = async {
-            if settled {
-                std::future::pending::<()>().await;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+        let later = if self.is_ready_on(connection) { LOOK_EVERY } else { LOOK_AGAIN };
+        // Many may ask for a look at once, and again before they can have heard of it.
+        let asked = async {
+            tokio::time::sleep(LOOK_APART).await;
+            self.broker.look_again.notified().await;
         };
         tokio::select! {
             () = stop.cancelled() => Wake::Stop,
             changed = self.changed.changed() => if changed.is_ok() { Wake::Look } else { Wake::ClientGone },
-            () = self.broker.look_again.notified() => Wake::Look,
-            () = later => Wake::Look,
+            () = asked => Wake::Look,
+            () = tokio::time::sleep(later) => Wake::Look,
         }
     }
 

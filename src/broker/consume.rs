@@ -1,28 +1,26 @@
 //! Taking messages from a durable, never more than there are free slots for.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::{AckKind, Message};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::pull::{Arrival, Interruption, PullLimits, Pulls};
 use super::{Broker, from_nats};
 use crate::config::StreamKind;
 use crate::event::Headers;
 
-/// How long one pull waits for messages. The server ends it; a lost connection ends it sooner.
-const PULL_EXPIRES: Duration = Duration::from_secs(20);
 /// The most messages of one pull, so that several pulls share the work.
 const MAX_PULL: usize = 64;
-/// The bytes of one pull beyond those of one message.
-const PULL_BYTES: usize = 4 * 1024 * 1024;
 /// How often a message that waits for room tells the stream so; a third of the ack wait.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// The header of a pointer that says how many bytes the message has that it leads to.
@@ -50,10 +48,13 @@ pub(crate) struct Consumer {
     broker: Broker,
     stream: StreamKind,
     durable: String,
+    limits: PullLimits,
     slots: Arc<Semaphore>,
     /// Room for messages, in KiB.
     room: Arc<Semaphore>,
     all_room: u32,
+    /// Whether the last thing heard of a pull was that it ended early, which has been logged.
+    interrupted: AtomicBool,
 }
 
 /// A place for one message in hand, until it is dropped.
@@ -95,7 +96,9 @@ impl Consumer {
     pub(crate) fn new(broker: Broker, stream: StreamKind, durable: String, slots: NonZeroUsize, room: u64) -> Self {
         let all_room = u32::try_from(room / 1024).unwrap_or(u32::MAX).max(1);
         let (slots, room) = (Semaphore::new(slots.get()), Semaphore::new(all_room as usize));
-        Self { broker, stream, durable, slots: Arc::new(slots), room: Arc::new(room), all_room }
+        let limits = PullLimits::default();
+        let (slots, room, interrupted) = (Arc::new(slots), Arc::new(room), AtomicBool::new(false));
+        Self { broker, stream, durable, limits, slots, room, all_room, interrupted }
     }
 
     /// Takes messages until stopped, one slot each, and hands them over together with the slot.
@@ -103,21 +106,23 @@ impl Consumer {
     /// Several of these may run at once over the same slots.
     pub(crate) async fn run(&self, stop: &CancellationToken, take: impl Fn(Received, Slot)) {
         while !stop.is_cancelled() {
-            let Some(Some((consumer, connection))) = stop.run_until_cancelled(self.consumer()).await else { return };
+            let Some(Some(connection)) = stop.run_until_cancelled(self.durable()).await else { return };
             let Some(slots) = stop.run_until_cancelled(self.free_slots()).await else { return };
-            if self.pull(&consumer, connection, slots, stop, &take).await.is_err() {
+            if self.pull(connection, slots, stop, &take).await.is_err() {
                 stop.run_until_cancelled(tokio::time::sleep(AFTER_FAILURE)).await;
             }
         }
     }
 
-    /// Waits until NATS is ready, then names the durable.
-    async fn consumer(&self) -> Option<(PullConsumer, u64)> {
+    /// Waits until NATS is ready and has the durable, then names the connection.
+    async fn durable(&self) -> Option<u64> {
         loop {
             let ready = self.broker.ready().await?;
             let name = self.broker.names.stream(self.stream);
-            match self.broker.jetstream.get_consumer_from_stream(&self.durable, name).await {
-                Ok(consumer) => return Some((consumer, ready.connection)),
+            let found: Result<PullConsumer, _> =
+                self.broker.jetstream.get_consumer_from_stream(&self.durable, name).await;
+            match found {
+                Ok(_) => return Some(ready.connection),
                 Err(error) => {
                     tracing::debug!("Durable {} of {} is not there: {error}", self.durable, self.stream);
                     self.broker.look_again();
@@ -151,8 +156,8 @@ impl Consumer {
 
     /// Waits until the message fits into the room for all. What arrived behind it goes back meanwhile, and the stream
     /// hears that it is still being waited for.
-    async fn room_for(&self, received: &Received, size: u32, batch: &mut pull::Batch) -> Option<OwnedSemaphorePermit> {
-        give_back(batch).await;
+    async fn room_for(&self, received: &Received, size: u32, pulls: &mut Pulls<'_>) -> Option<OwnedSemaphorePermit> {
+        give_back(pulls).await;
         let mut waits = pin!(self.room.clone().acquire_many_owned(size));
         loop {
             match tokio::time::timeout(SIGN_OF_LIFE, &mut waits).await {
@@ -162,63 +167,122 @@ impl Consumer {
         }
     }
 
+    /// Waits for a slot for a message that came in addition to those that were asked for: an earlier pull, given up,
+    /// had announced it.
+    async fn slot_for(&self, received: &Received) -> Option<OwnedSemaphorePermit> {
+        let mut waits = pin!(self.slots.clone().acquire_owned());
+        loop {
+            match tokio::time::timeout(SIGN_OF_LIFE, &mut waits).await {
+                Ok(slot) => return slot.ok(),
+                Err(_) => received.progress().await,
+            }
+        }
+    }
+
     /// Pulls again and again over one connection, for as long as messages come.
     async fn pull(
         &self,
-        consumer: &PullConsumer,
         connection: u64,
         mut slots: Vec<OwnedSemaphorePermit>,
         stop: &CancellationToken,
         take: &impl Fn(Received, Slot),
     ) -> Result<(), ()> {
         let (mut lost, mut stopped) = (pin!(self.broker.lost(connection)), pin!(stop.cancelled()));
+        let failed = |error: &dyn fmt::Display| tracing::debug!("Pull from {} failed: {error}", self.stream);
+        let pulls = Pulls::open(&self.broker, &self.limits, self.stream, &self.durable).await;
+        let mut pulls = pulls.map_err(|error| failed(&error))?;
         loop {
-            // Never less than the largest message, or one such would end every pull.
-            let most = self.broker.max_payload().saturating_add(PULL_BYTES);
-            let batch = consumer.batch().max_messages(slots.len()).max_bytes(most).expires(PULL_EXPIRES).messages();
-            let mut batch =
-                batch.await.map_err(|error| tracing::debug!("Pull from {} failed: {error}", self.stream))?;
+            pulls.ask(slots.len()).await.map_err(|error| failed(&error))?;
             loop {
-                let message = tokio::select! {
+                let arrival = tokio::select! {
                     biased;
-                    message = batch.next() => message,
+                    arrival = pulls.next() => arrival,
                     () = &mut stopped => {
-                        give_back(&mut batch).await;
+                        give_back(&mut pulls).await;
                         return Ok(());
                     }
                     () = &mut lost => return Ok(()),
                 };
-                match message {
-                    Some(Ok(message)) => {
-                        if let (Some(received), Some(slot)) = (self.received(message), slots.pop()) {
-                            let size = self.size_of(&received);
-                            let room = match self.room.clone().try_acquire_many_owned(size) {
-                                _ if stop.is_cancelled() => None,
-                                Ok(room) => Some(Some(room)),
-                                Err(_) => stop.run_until_cancelled(self.room_for(&received, size, &mut batch)).await,
-                            };
-                            let Some(room) = room else {
-                                received.give_back(Duration::ZERO).await;
-                                give_back(&mut batch).await;
-                                return Ok(());
-                            };
-                            take(received, Slot { _slot: slot, _room: room });
+                match arrival {
+                    Arrival::Message(message) => {
+                        if !self.hand_over(*message, &mut slots, &mut pulls, stop, take).await {
+                            return Ok(());
                         }
                     }
-                    Some(Err(error)) => {
-                        tracing::debug!("Pull from {} ended: {error}", self.stream);
-                        return Err(());
+                    Arrival::Over => {
+                        self.interrupted.store(false, Ordering::Relaxed);
+                        break;
                     }
-                    None => break,
+                    Arrival::Adapted => {
+                        slots.truncate(self.limits.messages());
+                        break;
+                    }
+                    Arrival::Interrupted(why) => {
+                        self.interrupted(&why);
+                        // What the server has handed out may still arrive, so the inbox stays.
+                        if why == Interruption::Closed {
+                            return Err(());
+                        }
+                        if why.is_gone() {
+                            self.broker.look_again();
+                        }
+                        stop.run_until_cancelled(tokio::time::sleep(AFTER_FAILURE)).await;
+                        break;
+                    }
                 }
             }
             if stop.is_cancelled() {
+                give_back(&mut pulls).await;
                 return Ok(());
             }
             if slots.is_empty() {
                 let Some(free) = stop.run_until_cancelled(self.free_slots()).await else { return Ok(()) };
                 slots = free;
             }
+        }
+    }
+
+    /// Hands a message over, once there is a slot and room for it. `false` when stopped meanwhile: the message and
+    /// what arrived behind it have gone back.
+    async fn hand_over(
+        &self,
+        message: Message,
+        slots: &mut Vec<OwnedSemaphorePermit>,
+        pulls: &mut Pulls<'_>,
+        stop: &CancellationToken,
+        take: &impl Fn(Received, Slot),
+    ) -> bool {
+        let Some(received) = self.received(message) else { return true };
+        let slot = match slots.pop() {
+            Some(slot) => Some(slot),
+            None => stop.run_until_cancelled(self.slot_for(&received)).await.flatten(),
+        };
+        let size = self.size_of(&received);
+        let room = match self.room.clone().try_acquire_many_owned(size) {
+            _ if stop.is_cancelled() => None,
+            Ok(room) => Some(room),
+            Err(_) => stop.run_until_cancelled(self.room_for(&received, size, pulls)).await.flatten(),
+        };
+        let (Some(slot), Some(room)) = (slot, room) else {
+            received.give_back(Duration::ZERO).await;
+            give_back(pulls).await;
+            return false;
+        };
+        take(received, Slot { _slot: slot, _room: Some(room) });
+        true
+    }
+
+    /// Counts a pull that ended early, and logs the first until one ends well.
+    fn interrupted(&self, why: &Interruption) {
+        self.broker.counts.pull_interrupted(self.stream, why.as_str());
+        if !self.interrupted.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                nats.stream = %self.stream,
+                nats.durable = self.durable,
+                "A pull from durable {} on {} ended early, {why}; pulling again until one succeeds",
+                self.durable,
+                self.stream
+            );
         }
     }
 
@@ -248,8 +312,8 @@ impl Consumer {
 }
 
 /// Hands back what has arrived and nobody will work on, so that another courier need not wait for it.
-async fn give_back(batch: &mut pull::Batch) {
-    while let Some(Some(Ok(message))) = batch.next().now_or_never() {
+async fn give_back(pulls: &mut Pulls<'_>) {
+    while let Some(message) = pulls.arrived() {
         if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
             tracing::debug!("Could not give a message back: {error}");
         }

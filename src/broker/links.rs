@@ -42,13 +42,14 @@ impl Links {
         self.brokers.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned().collect()
     }
 
-    /// The first link that is not ready, if any is not; no link at all is one that is not.
-    pub(crate) fn state(&self) -> Option<Link> {
+    /// Why the process is not ready, if it is not: the first link over which nothing can be stored now. No link at all
+    /// is one of these.
+    pub(crate) fn trouble(&self) -> Option<String> {
         let brokers = self.all();
         if brokers.is_empty() {
-            return Some(Link::Connecting);
+            return Some(Link::Connecting.to_string());
         }
-        brokers.iter().map(Broker::link).find(|link| link.ready().is_none())
+        brokers.iter().find_map(Broker::trouble)
     }
 
     /// Waits until every link is ready.
@@ -61,7 +62,7 @@ impl Links {
                 }
             };
             tokio::select! {
-                () = all_ready => if self.state().is_none() {
+                () = all_ready => if self.trouble().is_none() {
                     return;
                 } else {
                     tokio::time::sleep(SOON).await;

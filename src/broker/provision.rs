@@ -5,6 +5,7 @@
 //! says how it differs; one that only keeps more than asked is a warning.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -13,6 +14,8 @@ use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, Reten
 use async_nats::jetstream::{self, ErrorCode, kv};
 
 use super::Names;
+use super::counts::Counts;
+use super::health::Need;
 use super::unreadable::Bury;
 use crate::config::{Config, Durability, Limits, StreamKind};
 use crate::event::Name;
@@ -41,6 +44,10 @@ pub(crate) struct Plan {
     pub(crate) bury: Option<Bury>,
     /// The largest message that this role publishes; a server that takes less gets a warning.
     pub(crate) largest: u64,
+    /// What this role cannot work without.
+    pub(crate) needs: Vec<Need>,
+    /// Where all roles of the process count what happens on their links.
+    pub(crate) counts: Arc<Counts>,
 }
 
 /// A durable consumer.
@@ -113,7 +120,19 @@ impl Plan {
         }
         let names = Names::new(config.nats.prefix.clone());
         let (replicas, batches) = (config.nats.replicas, config.nats.durability == Durability::Synced);
-        Self { names, replicas, batches, streams, durables, update, bury: None, largest: 0 }
+        let needs = Vec::new();
+        Self {
+            names,
+            replicas,
+            batches,
+            streams,
+            durables,
+            update,
+            bury: None,
+            largest: 0,
+            needs,
+            counts: Arc::default(),
+        }
     }
 
     /// The plan of a role that publishes messages up to this size.
@@ -124,6 +143,11 @@ impl Plan {
     /// The plan of a role that takes what others publish.
     pub(crate) fn burying(self, bury: Bury) -> Self {
         Self { bury: Some(bury), ..self }
+    }
+
+    /// The plan of a role that cannot work without these.
+    pub(crate) fn needing(self, needs: Vec<Need>) -> Self {
+        Self { needs, ..self }
     }
 
     fn stream_config(&self, kind: StreamKind, limits: &Limits) -> StreamConfig {
@@ -187,22 +211,28 @@ impl Durable {
     }
 }
 
-/// Creates what is missing and checks what is there.
-pub(super) async fn apply(jetstream: &jetstream::Context, plan: &Plan) -> Result<(), Problem> {
-    for difference in differences(jetstream, plan, true).await? {
-        tracing::warn!("{difference}");
-    }
-    Ok(())
-}
+/// A stream, bucket or durable that was missing and has been made.
+pub(super) struct Made<'a>(pub(super) &'a str);
 
-/// What differs and breaks no promise; the error is the first thing that does, or that cannot be made.
-///
-/// With `create`, what is missing is made; without, it is reported as missing.
-pub(crate) async fn differences(
+/// Creates what is missing and checks what is there. Gives what differs and breaks no promise.
+pub(super) async fn apply(
     jetstream: &jetstream::Context,
     plan: &Plan,
-    create: bool,
+    made: &(dyn Fn(Made<'_>) + Sync),
 ) -> Result<Vec<String>, Problem> {
+    compare(jetstream, plan, Some(made)).await
+}
+
+/// What differs and breaks no promise, or is missing; the error is the first thing that breaks one. Changes nothing.
+pub(crate) async fn differences(jetstream: &jetstream::Context, plan: &Plan) -> Result<Vec<String>, Problem> {
+    compare(jetstream, plan, None).await
+}
+
+/// Called for what was made.
+type OnMade<'a> = Option<&'a (dyn Fn(Made<'_>) + Sync)>;
+
+/// With `create`, what is missing is made; without, it is reported as missing.
+async fn compare(jetstream: &jetstream::Context, plan: &Plan, create: OnMade<'_>) -> Result<Vec<String>, Problem> {
     let mut mild = Vec::new();
     for (kind, limits) in &plan.streams {
         mild.extend(stream(jetstream, plan, plan.stream_config(*kind, limits), *kind, create).await?);
@@ -221,24 +251,32 @@ async fn stream(
     plan: &Plan,
     wanted: StreamConfig,
     kind: StreamKind,
-    create: bool,
+    create: OnMade<'_>,
 ) -> Result<Option<String>, Problem> {
     let what = format!("stream {}", wanted.name);
     let found = match jetstream.get_stream(&wanted.name).await {
         Ok(stream) => stream.cached_info().config.clone(),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                if !create {
-                    return Ok(Some(format!("{what} does not exist yet")));
-                }
-                return jetstream.create_stream(&wanted).await.map(|_| None).map_err(|error| refused(what, &error));
+                let Some(made) = create else { return Ok(Some(format!("{what} does not exist yet"))) };
+                return match jetstream.create_stream(&wanted).await.map_err(|error| refused(what.clone(), &error)) {
+                    Ok(_) => {
+                        made(Made(&what));
+                        Ok(None)
+                    }
+                    // It is a favour: nothing that must work waits for it.
+                    Err(Problem::Refused { why, .. }) if kind == StreamKind::Quarantine => {
+                        Ok(Some(format!("{what} could not be made, so rejected requests are not kept: {why}")))
+                    }
+                    Err(problem) => Err(problem),
+                };
             }
             GetStreamErrorKind::JetStream(error) => return Err(from_server(what, &error)),
             _ => return Err(Problem::NoAnswer(error.to_string())),
         },
     };
     let (grave, mild) = compare_streams(&wanted, &found, kind);
-    if plan.update && create && !(grave.is_empty() && mild.is_empty()) {
+    if plan.update && create.is_some() && !(grave.is_empty() && mild.is_empty()) {
         tracing::info!("Updating {what}: {}", [grave, mild].concat().join("; "));
         let updated = StreamConfig {
             max_age: wanted.max_age,
@@ -252,21 +290,19 @@ async fn stream(
             allow_atomic_publish: wanted.allow_atomic_publish || found.allow_atomic_publish,
             ..found
         };
-        let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
-        return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(&error));
+        return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(what, &error));
     }
     if !grave.is_empty() {
         return Err(Problem::Differs(Differences { what, details: grave }));
     }
     if wanted.allow_atomic_publish && !found.allow_atomic_publish {
-        if !create {
+        if create.is_none() {
             return Ok(Some(format!("{what} takes no atomic batches yet, which the next start changes")));
         }
         // It takes nothing from anybody, and nobody turns it off again: those who do not want it do not mind it.
         tracing::info!("Updating {what}: atomic batches are taken");
         let updated = StreamConfig { allow_atomic_publish: true, ..found };
-        let refused = |error: &dyn fmt::Display| Problem::Refused { what: what.clone(), why: error.to_string() };
-        jetstream.update_stream(&updated).await.map_err(|error| refused(&error))?;
+        jetstream.update_stream(&updated).await.map_err(|error| refused(what.clone(), &error))?;
     }
     Ok((!mild.is_empty()).then(|| format!("{what} keeps more than configured: {}", mild.join("; "))))
 }
@@ -334,7 +370,11 @@ fn show_span(nanos: u128) -> String {
     humantime::format_duration(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).to_string()
 }
 
-async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool) -> Result<Option<String>, Problem> {
+async fn bucket(
+    jetstream: &jetstream::Context,
+    wanted: kv::Config,
+    create: OnMade<'_>,
+) -> Result<Option<String>, Problem> {
     let what = format!("bucket {}", wanted.bucket);
     match jetstream.get_stream(format!("KV_{}", wanted.bucket)).await {
         Ok(stream) => {
@@ -348,15 +388,18 @@ async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool
             }
             if wanted.limit_markers.is_some() && !found.allow_message_ttl {
                 // Nobody but Hookbridge has a use for this bucket, and it keeps all that it has.
-                if create && details.is_empty() {
+                if create.is_some() && details.is_empty() {
                     tracing::info!("Updating {what}: single values may have an end");
                     let updated = StreamConfig {
                         allow_message_ttl: true,
                         subject_delete_marker_ttl: wanted.limit_markers,
                         ..found.clone()
                     };
-                    let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
-                    return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(&error));
+                    return jetstream
+                        .update_stream(&updated)
+                        .await
+                        .map(|_| None)
+                        .map_err(|error| refused(what, &error));
                 }
                 let why = "allows no TTL for single values yet, which the next start changes";
                 return Ok(Some(format!("{what} {why}")));
@@ -365,11 +408,11 @@ async fn bucket(jetstream: &jetstream::Context, wanted: kv::Config, create: bool
         }
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                if !create {
-                    return Ok(Some(format!("{what} does not exist yet")));
-                }
-                let refused = |error: &dyn fmt::Display| Problem::Refused { what, why: error.to_string() };
-                jetstream.create_key_value(wanted).await.map(|_| None).map_err(|error| refused(&error))
+                let Some(made) = create else { return Ok(Some(format!("{what} does not exist yet"))) };
+                let created = jetstream.create_key_value(wanted).await;
+                created.map_err(|error| refused_for(what.clone(), &error, jetstream_error(&error)))?;
+                made(Made(&what));
+                Ok(None)
             }
             GetStreamErrorKind::JetStream(error) => Err(from_server(what, &error)),
             _ => Err(Problem::NoAnswer(error.to_string())),
@@ -381,12 +424,11 @@ async fn durable(
     jetstream: &jetstream::Context,
     plan: &Plan,
     durable: &Durable,
-    create: bool,
+    create: OnMade<'_>,
 ) -> Result<Option<String>, Problem> {
     let stream = plan.names.stream(durable.stream);
     let what = format!("durable {} on {stream}", durable.name);
     let wanted = plan.consumer_config(durable);
-    let refused = |error: &dyn fmt::Display| Problem::Refused { what: what.clone(), why: error.to_string() };
     let handle = match jetstream.get_stream_no_info(&stream).await {
         Ok(handle) => handle,
         Err(error) => return Err(Problem::NoAnswer(error.to_string())),
@@ -396,10 +438,11 @@ async fn durable(
         Err(error) => match error.kind() {
             jetstream::context::ConsumerInfoErrorKind::NotFound
             | jetstream::context::ConsumerInfoErrorKind::StreamNotFound => {
-                if !create {
-                    return Ok(Some(format!("{what} does not exist yet")));
-                }
-                return handle.create_consumer_strict(wanted).await.map(|_| None).map_err(|error| refused(&error));
+                let Some(made) = create else { return Ok(Some(format!("{what} does not exist yet"))) };
+                let created = handle.create_consumer_strict(wanted).await;
+                created.map_err(|error| refused_for(what.clone(), &error, jetstream_error(&error)))?;
+                made(Made(&what));
+                return Ok(None);
             }
             _ => return Err(Problem::NoAnswer(error.to_string())),
         },
@@ -428,9 +471,10 @@ async fn durable(
     if details.is_empty() {
         return Ok(None);
     }
-    if plan.update && create {
+    if plan.update && create.is_some() {
         tracing::info!("Updating {what}: {}", details.join("; "));
-        return handle.update_consumer(wanted).await.map(|_| None).map_err(|error| refused(&error));
+        let updated = handle.update_consumer(wanted).await;
+        return updated.map(|_| None).map_err(|error| refused_for(what, &error, jetstream_error(&error)));
     }
     Err(Problem::Differs(Differences { what, details }))
 }
@@ -446,8 +490,21 @@ fn refused(what: String, error: &CreateStreamError) -> Problem {
     match error.kind() {
         CreateStreamErrorKind::JetStreamUnavailable => Problem::NoJetStream,
         CreateStreamErrorKind::JetStream(error) => from_server(what, &error),
-        CreateStreamErrorKind::TimedOut => Problem::NoAnswer(error.to_string()),
+        CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::Response => Problem::NoAnswer(error.to_string()),
         _ => Problem::Refused { what, why: error.to_string() },
+    }
+}
+
+/// The server's answer behind an error of the client, if it is one.
+fn jetstream_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a jetstream::Error> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+}
+
+/// Only what the server itself refuses is refused: whatever kept it from answering passes.
+fn refused_for(what: String, error: &dyn fmt::Display, said: Option<&jetstream::Error>) -> Problem {
+    match said {
+        Some(said) => from_server(what, said),
+        None => Problem::NoAnswer(format!("{what}: {error}")),
     }
 }
 
@@ -455,10 +512,16 @@ fn refused(what: String, error: &CreateStreamError) -> Problem {
 fn from_server(what: String, error: &jetstream::Error) -> Problem {
     match error.error_code() {
         ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Problem::NoJetStream,
-        // A cluster without a leader, a server still recovering: it passes by itself.
-        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER | ErrorCode::CLUSTER_NO_PEERS => {
-            Problem::NoAnswer(error.to_string())
-        }
+        // A cluster without a leader or with servers that are still to come, a server that recovers or is busy: it
+        // passes by itself.
+        ErrorCode::CLUSTER_NOT_AVAILABLE
+        | ErrorCode::CLUSTER_NOT_LEADER
+        | ErrorCode::CLUSTER_NO_PEERS
+        | ErrorCode::CLUSTER_INCOMPLETE
+        | ErrorCode::CLUSTER_PEER_NOT_MEMBER
+        | ErrorCode::CLUSTER_SERVER_NOT_MEMBER
+        | ErrorCode::INSUFFICIENT_RESOURCES => Problem::NoAnswer(error.to_string()),
+        _ if error.code() == 503 => Problem::NoAnswer(error.to_string()),
         _ => Problem::Refused { what, why: error.to_string() },
     }
 }
@@ -479,6 +542,8 @@ mod tests {
             update: false,
             bury: None,
             largest: 0,
+            needs: Vec::new(),
+            counts: Arc::default(),
         }
     }
 

@@ -9,11 +9,16 @@ use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, HeaderMap, HeaderValue, Request, RequestError, RequestErrorKind, Subject};
 use bytes::Bytes;
 use serde::Deserialize;
+use tokio::time::Instant;
 
+use super::health::Cause;
 use super::{Broker, Link, Visitor, to_nats};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
 use crate::event::Headers;
+
+/// How long to wait before publishing again what nobody took.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// A message on its way to a stream.
 #[derive(Clone, Debug, Default)]
@@ -80,6 +85,8 @@ pub(crate) enum PublishError {
     Occupied,
     #[error("the stream is full")]
     Full,
+    #[error("the server cannot store it: {0}")]
+    StoreFailed(String),
     #[error("the server refused the message: {0}")]
     Refused(String),
 }
@@ -94,15 +101,18 @@ impl PublishError {
             Self::TooLarge => "too-large",
             Self::Occupied => "occupied",
             Self::Full => "full",
+            Self::StoreFailed(_) => "store-failed",
             Self::Refused(_) => "refused",
         }
     }
 }
 
 impl Broker {
-    /// Publishes and waits for the stream's confirmation, for at most `wait`.
+    /// Publishes and waits for the stream's confirmation, for at most `wait`. A connection that is down and a stream
+    /// without a leader are waited for meanwhile.
     pub(crate) async fn publish(&self, outgoing: &Outgoing, wait: Duration) -> Result<Stored, PublishError> {
-        self.send(&outgoing.subject, outgoing.nats_headers(), outgoing.payload.clone(), wait).await
+        let subject = self.names.subject(&outgoing.subject);
+        self.send(subject, stream_of(&outgoing.subject), || outgoing.nats_headers(), &outgoing.payload, wait).await
     }
 
     /// Publishes a schedule, unless another one than it is to replace waits on its subject. Replacing is one step: at
@@ -110,25 +120,92 @@ impl Broker {
     ///
     /// Never carries a message id: a repeated one would be answered as a duplicate and store nothing.
     pub(crate) async fn schedule(&self, schedule: &Schedule, wait: Duration) -> Result<Stored, PublishError> {
-        let mut headers = to_nats(&schedule.headers);
-        headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(schedule.due)).as_str());
-        headers.insert(NATS_SCHEDULE_TARGET, self.names.subject(&schedule.target).as_str());
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, schedule.replaces.to_string().as_str());
-        self.send(&schedule.waits_on, headers, Bytes::new(), wait).await
+        let headers = || {
+            let mut headers = to_nats(&schedule.headers);
+            headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(schedule.due)).as_str());
+            headers.insert(NATS_SCHEDULE_TARGET, self.names.subject(&schedule.target).as_str());
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, schedule.replaces.to_string().as_str());
+            headers
+        };
+        let subject = self.names.subject(&schedule.waits_on);
+        self.send(subject, Some(StreamKind::Retry), headers, &Bytes::new(), wait).await
     }
 
-    async fn send(
+    /// Publishes on a subject as the server knows it, again and again within `wait` while nobody can have taken it: a
+    /// connection that is down, or a stream that has no leader at this moment.
+    pub(super) async fn send(
         &self,
-        subject: &str,
-        headers: HeaderMap,
-        payload: Bytes,
+        subject: String,
+        stream: Option<StreamKind>,
+        headers: impl Fn() -> HeaderMap,
+        payload: &Bytes,
         wait: Duration,
     ) -> Result<Stored, PublishError> {
-        if self.is_ready().is_none() {
-            return Err(PublishError::NotReady(self.link()));
+        let deadline = Instant::now() + wait;
+        let subject = Subject::from(subject);
+        loop {
+            if self.is_ready().is_none() {
+                // An error means that the process is about to end.
+                let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.ready()).await else {
+                    return Err(PublishError::NotReady(self.link()));
+                };
+                // The link may be ready in name only, until the supervisor has heard that it is down.
+                tokio::task::yield_now().await;
+                if self.is_ready().is_none() && self.pause(deadline).await.is_none() {
+                    return Err(PublishError::NotReady(self.link()));
+                }
+                continue;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let sent = confirmed(&self.client, subject.clone(), headers(), payload.clone(), left).await;
+            if let Some(stream) = stream {
+                self.judge(stream, &sent, payload.len());
+            }
+            match sent {
+                Err(PublishError::NoStream(_)) if self.pause(deadline).await.is_some() => {}
+                sent => return sent,
+            }
         }
-        confirmed(&self.client, self.names.subject(subject), headers, payload, wait).await
     }
+
+    /// Waits for a moment, if there is one left.
+    async fn pause(&self, deadline: Instant) -> Option<()> {
+        let next = Instant::now() + TRY_AGAIN_AFTER;
+        (next < deadline).then_some(())?;
+        tokio::time::sleep_until(next).await;
+        Some(())
+    }
+
+    /// Takes what became of a publish for a sign of the stream's health.
+    fn judge(&self, stream: StreamKind, sent: &Result<Stored, PublishError>, bytes: usize) {
+        let cause = match sent {
+            Ok(_) => return self.health.confirmed(stream),
+            Err(PublishError::Unconfirmed | PublishError::NoStream(_)) => Cause::Publish,
+            Err(PublishError::StoreFailed(_)) => Cause::Disk,
+            Err(PublishError::Full) => Cause::Full { bytes: bytes as u64 },
+            // Of the message or the connection, not of the stream.
+            Err(
+                PublishError::NotReady(_) | PublishError::TooLarge | PublishError::Occupied | PublishError::Refused(_),
+            ) => return,
+        };
+        if let Err(error) = sent {
+            self.health.failed(stream, cause, format!("stream {}: {error}", self.names.stream(stream)));
+        }
+    }
+}
+
+/// The stream that takes a subject, which is without a configured prefix.
+fn stream_of(subject: &str) -> Option<StreamKind> {
+    let (first, _) = subject.split_once('.')?;
+    Some(match first {
+        "events" => StreamKind::Events,
+        "outbox" => StreamKind::Outbox,
+        "retry" => StreamKind::Retry,
+        "receipts" => StreamKind::Receipts,
+        "dead" => StreamKind::Dead,
+        "tasks" => StreamKind::Tasks,
+        _ => return None,
+    })
 }
 
 impl Visitor {
@@ -164,7 +241,7 @@ impl Visitor {
         wait: Duration,
     ) -> Result<Stored, PublishError> {
         let subject = self.names.subject(&outgoing.subject);
-        confirmed(&self.client, subject, headers, outgoing.payload.clone(), wait).await
+        confirmed(&self.client, subject.into(), headers, outgoing.payload.clone(), wait).await
     }
 
     fn headers_for(&self, stream: StreamKind, outgoing: &Outgoing) -> Result<HeaderMap, PublishError> {
@@ -199,7 +276,7 @@ pub(super) struct Ack {
 /// answer twice, first as an error.
 pub(super) async fn confirmed(
     client: &Client,
-    subject: String,
+    subject: Subject,
     headers: HeaderMap,
     payload: Bytes,
     wait: Duration,
@@ -208,7 +285,6 @@ pub(super) async fn confirmed(
     if !headers.is_empty() {
         request = request.headers(headers);
     }
-    let subject = Subject::from(subject);
     match tokio::time::timeout(wait, client.send_request(subject.clone(), request)).await {
         Ok(Ok(answer)) => read(&answer.payload),
         Ok(Err(error)) => Err(classify(&error, &subject)),
@@ -245,6 +321,7 @@ fn refused(error: &jetstream::Error) -> PublishError {
         // In a cluster: a message of this id is on its way, and whether it will be stored is not known yet.
         ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => PublishError::Unconfirmed,
         _ if is_full(error) => PublishError::Full,
+        ErrorCode::STREAM_STORE_FAILED => PublishError::StoreFailed(error.to_string()),
         _ => PublishError::Refused(error.to_string()),
     }
 }

@@ -64,16 +64,16 @@ impl Broker {
     }
 
     /// The last message on a subject.
+    ///
+    /// A replica that lags behind has an older last message, or none: where there are several, the leader is asked.
     pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
         let (stream, subject) = (self.stream(kind).await?, self.names.subject(subject));
-        match stream.direct_get_last_for_subject(&subject).await {
-            Ok(message) => return Ok(Some(self.stored(message))),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
-            Err(error) => return Err(ReadError::new(kind, error)),
-        }
-        // Without replicas there is nobody else who could know better.
         if self.replicas == 1 {
-            return Ok(None);
+            return match stream.direct_get_last_for_subject(&subject).await {
+                Ok(message) => Ok(Some(self.stored(message))),
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                Err(error) => Err(ReadError::new(kind, error)),
+            };
         }
         match stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => Ok(Some(self.stored(message))),
@@ -89,10 +89,17 @@ impl Broker {
         subject: &str,
         from: u64,
     ) -> Result<Option<StoredMessage>, ReadError> {
-        let stream = self.stream(kind).await?;
-        match stream.direct_get_next_for_subject(self.names.subject(subject), Some(from)).await {
+        let (stream, subject) = (self.stream(kind).await?, self.names.subject(subject));
+        if self.replicas == 1 {
+            return match stream.direct_get_next_for_subject(subject, Some(from)).await {
+                Ok(message) => Ok(Some(self.stored(message))),
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                Err(error) => Err(ReadError::new(kind, error)),
+            };
+        }
+        match stream.raw_message_builder().sequence(from).next_by_subject(subject).send().await {
             Ok(message) => Ok(Some(self.stored(message))),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) if is_absent(&error.kind()) => Ok(None),
             Err(error) => Err(ReadError::new(kind, error)),
         }
     }

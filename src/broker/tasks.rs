@@ -1,6 +1,8 @@
 //! The bucket of tasks: one key a task, changed only where it is still as it was read.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -9,7 +11,6 @@ use async_nats::{HeaderMap, HeaderValue, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::publish::confirmed;
 use super::read::{ReadError, is_absent, stored};
 use super::{Broker, Outgoing, PublishError, StoredMessage};
 use crate::config::StreamKind;
@@ -26,6 +27,12 @@ const PAGE_WITHIN: Duration = Duration::from_secs(5);
 const PULL_OVERHEAD: usize = 64 * 1024;
 /// How long the server keeps a reader's place that was not given back.
 const ABANDONED_AFTER: Duration = Duration::from_secs(10);
+
+/// The most tasks whose last written revision is remembered.
+const MOST_WRITTEN: usize = 16_384;
+/// For how long it is: longer than a leader without a quorum stays one, and shorter than it takes anybody to miss a
+/// task after the bucket was emptied or restored.
+const BELIEVED_FOR: Duration = Duration::from_secs(30);
 
 /// A value, and the revision by which it can be changed.
 #[derive(Clone, Debug)]
@@ -44,28 +51,61 @@ impl News {
     }
 }
 
+/// The revisions of tasks that this process wrote a moment ago.
+///
+/// A leader that has been cut off from the others believes in itself for some seconds and answers with what it has; so
+/// what is read is never believed when it is older than what was written here.
+#[derive(Debug, Default)]
+pub(super) struct Written(Mutex<HashMap<String, (u64, Instant)>>);
+
+impl Written {
+    fn note(&self, key: &str, revision: u64) {
+        let now = Instant::now();
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.len() >= MOST_WRITTEN {
+            written.retain(|_, (_, at)| now - *at < BELIEVED_FOR);
+            if written.len() >= MOST_WRITTEN {
+                written.clear();
+            }
+        }
+        written.insert(key.to_owned(), (revision, now));
+    }
+
+    fn is_older(&self, key: &str, revision: u64) -> bool {
+        let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        written.get(key).is_some_and(|(newest, at)| revision < *newest && at.elapsed() < BELIEVED_FOR)
+    }
+}
+
 impl Broker {
     /// What is kept under a key.
     ///
-    /// A replica may lag behind, so only the leader's word counts for a no.
+    /// A replica may lag behind: where there are several, the leader is asked.
     pub(crate) async fn task(&self, key: &str) -> Result<Option<Kept>, ReadError> {
-        let found = self.last_of(key).await?.filter(is_value);
+        let found = self.last_of(key).await?;
+        let revision = found.as_ref().map_or(0, |found| found.sequence);
+        if self.replicas > 1 && self.written.is_older(key, revision) {
+            let why = format!("task {key} was answered with an older state than the one written before; asking again");
+            return Err(ReadError::new(StreamKind::Tasks, why));
+        }
+        let found = found.filter(is_value);
         Ok(found.map(|found| Kept { value: found.payload, revision: found.sequence }))
     }
 
     async fn last_of(&self, key: &str) -> Result<Option<StoredMessage>, ReadError> {
         let (stream, subject) = (self.tasks().await?, self.task_subject(key));
-        let found = match stream.direct_get_last_for_subject(&subject).await {
-            Ok(message) => Some(message),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound && self.replicas == 1 => None,
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
-                match stream.get_last_raw_message_by_subject(&subject).await {
-                    Ok(message) => Some(message),
-                    Err(error) if is_absent(&error.kind()) => None,
-                    Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
-                }
+        let found = if self.replicas == 1 {
+            match stream.direct_get_last_for_subject(&subject).await {
+                Ok(message) => Some(message),
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => None,
+                Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
             }
-            Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
+        } else {
+            match stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => Some(message),
+                Err(error) if is_absent(&error.kind()) => None,
+                Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
+            }
         };
         Ok(found.map(|message| stored(&self.names, message)))
     }
@@ -79,16 +119,21 @@ impl Broker {
         revision: u64,
         ends: Option<Duration>,
     ) -> Result<Option<u64>, PublishError> {
-        if self.is_ready().is_none() {
-            return Err(PublishError::NotReady(self.link()));
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string().as_str());
-        if let Some(ends) = ends {
-            headers.insert(NATS_MESSAGE_TTL, format!("{}s", ends.as_secs().max(1)).as_str());
-        }
-        match confirmed(&self.client, self.task_subject(key), headers, value, CONFIRM_WITHIN).await {
-            Ok(stored) => Ok(Some(stored.sequence)),
+        let headers = || {
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string().as_str());
+            if let Some(ends) = ends {
+                headers.insert(NATS_MESSAGE_TTL, format!("{}s", ends.as_secs().max(1)).as_str());
+            }
+            headers
+        };
+        match self.send(self.task_subject(key), None, headers, &value, CONFIRM_WITHIN).await {
+            Ok(stored) => {
+                if self.replicas > 1 {
+                    self.written.note(key, stored.sequence);
+                }
+                Ok(Some(stored.sequence))
+            }
             Err(PublishError::Occupied) => Ok(None),
             Err(error) => Err(error),
         }
@@ -101,13 +146,13 @@ impl Broker {
         last: u64,
         wait: Duration,
     ) -> Result<bool, PublishError> {
-        if self.is_ready().is_none() {
-            return Err(PublishError::NotReady(self.link()));
-        }
-        let mut headers = outgoing.nats_headers();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last));
+        let headers = || {
+            let mut headers = outgoing.nats_headers();
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last));
+            headers
+        };
         let subject = self.names.subject(&outgoing.subject);
-        match confirmed(&self.client, subject, headers, outgoing.payload.clone(), wait).await {
+        match self.send(subject, None, headers, &outgoing.payload, wait).await {
             Ok(_) => Ok(true),
             Err(PublishError::Occupied) => Ok(false),
             Err(error) => Err(error),

@@ -150,6 +150,6 @@ impl Visitor {
 
     /// How the server's streams, durables and buckets differ from the plan. Changes nothing.
     pub(crate) async fn compare(&self, plan: &Plan) -> anyhow::Result<Vec<String>> {
-        Ok(provision::differences(&self.jetstream, plan, false).await?)
+        Ok(provision::differences(&self.jetstream, plan).await?)
     }
 }

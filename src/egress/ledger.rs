@@ -3,7 +3,7 @@
 //! Bookkeeping never resends: while NATS is away a receipt waits for it, and the delivery stays in hand, so
 //! that the message does not come again to be sent again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::receipt::{self, Receipt, Status};
 use crate::broker::{Broker, Outgoing, PublishError, ReadError, Schedule, Stored};
@@ -13,12 +13,18 @@ use crate::telemetry::Metrics;
 
 /// How long one confirmation may take.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
-/// How often a receipt that a ready server does not take is tried.
-const RECEIPT_TRIES: u32 = 6;
+/// For how long a receipt is tried that a ready server does not take: an election takes seconds, and a stream that
+/// was deleted is made again within a minute. The delivery stays in hand meanwhile.
+const RECEIPT_WITHIN: Duration = Duration::from_secs(300);
+/// For how long a receipt is tried that the stream itself refuses, because it is full for example: no election answers
+/// so, and the next attempt of the delivery waits for it.
+const REFUSED_WITHIN: Duration = Duration::from_secs(15);
+/// How often it is logged that something still cannot be written.
+const LOG_EVERY: Duration = Duration::from_secs(30);
 /// The wait before the second try; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The books of the courier.
 #[derive(Clone)]
@@ -48,7 +54,7 @@ impl Ledger {
     /// server can never take.
     pub(super) async fn write(&self, outgoing: &Outgoing) -> Result<(), TooLarge> {
         let publish = || self.broker.publish(outgoing, CONFIRM_WITHIN);
-        match self.persist(&outgoing.subject, u32::MAX, publish).await {
+        match self.persist(&outgoing.subject, None, publish).await {
             Err(PublishError::TooLarge) => Err(TooLarge),
             _ => Ok(()),
         }
@@ -58,7 +64,7 @@ impl Ledger {
     pub(super) async fn receipt(&self, receipt: &Receipt<'_>, trace: Option<&trace::Context>) {
         let message = receipt.message(trace, self.broker.max_payload());
         let publish = || self.broker.publish(&message, CONFIRM_WITHIN);
-        if self.persist(&message.subject, RECEIPT_TRIES, publish).await.is_err() {
+        if self.persist(&message.subject, Some(RECEIPT_WITHIN), publish).await.is_err() {
             self.metrics.lost_receipts.inc();
         }
     }
@@ -66,7 +72,7 @@ impl Ledger {
     /// Publishes news that others can also read elsewhere. What cannot be published is left.
     pub(super) async fn news(&self, outgoing: &Outgoing) {
         let publish = || self.broker.publish(outgoing, CONFIRM_WITHIN);
-        if let Err(error) = self.persist(&outgoing.subject, RECEIPT_TRIES, publish).await {
+        if let Err(error) = self.persist(&outgoing.subject, Some(RECEIPT_WITHIN), publish).await {
             self.metrics.lost_news.inc();
             tracing::warn!("Nobody hears of {}, the state itself is written: {error}", outgoing.subject);
         }
@@ -75,7 +81,7 @@ impl Ledger {
     /// Puts a schedule into RETRY. `false`: another message waits on that subject, or the one to be replaced is gone.
     pub(super) async fn schedule(&self, schedule: &Schedule) -> bool {
         let publish = || self.broker.schedule(schedule, CONFIRM_WITHIN);
-        !matches!(self.persist(&schedule.waits_on, u32::MAX, publish).await, Err(PublishError::Occupied))
+        !matches!(self.persist(&schedule.waits_on, None, publish).await, Err(PublishError::Occupied))
     }
 
     /// Looks up what the receipts say of one outbox message's delivery.
@@ -114,14 +120,22 @@ impl Ledger {
         Ok(stored.and_then(|stored| receipt::progress(&stored, sequence)).unwrap_or_default())
     }
 
-    /// Tries until the stream confirms. While NATS is away it waits for it without counting.
-    async fn persist<F>(&self, subject: &str, tries: u32, publish: impl Fn() -> F) -> Result<Stored, PublishError>
+    /// Tries until the stream confirms, or for as long as `within`. While NATS is away it waits for it without counting.
+    ///
+    /// It gives up by time and never by a number of tries: in an election every try is refused at once.
+    async fn persist<F>(
+        &self,
+        subject: &str,
+        within: Option<Duration>,
+        publish: impl Fn() -> F,
+    ) -> Result<Stored, PublishError>
     where
         F: Future<Output = Result<Stored, PublishError>>,
     {
         let mut pause = FIRST_PAUSE;
-        let mut tried = 0;
+        let (mut refused_for, mut logged) = (Duration::ZERO, Duration::ZERO);
         loop {
+            let begun = Instant::now();
             let error = match publish().await {
                 // Neither of these becomes better by waiting.
                 Err(error @ (PublishError::TooLarge | PublishError::Occupied)) => return Err(error),
@@ -137,18 +151,30 @@ impl Ledger {
                 Err(error) => error,
                 stored => return stored,
             };
-            tried += 1;
-            if tried >= tries {
-                tracing::error!("Gave up writing to {subject} after {tried} tries: {error}");
+            let seconds = refused_for.as_secs();
+            let within = within.map(|within| match &error {
+                PublishError::Full | PublishError::Refused(_) => within.min(REFUSED_WITHIN),
+                _ => within,
+            });
+            if within.is_some_and(|within| refused_for >= within) {
+                tracing::error!(
+                    nats.subject = subject,
+                    "Gave up writing to {subject} after {seconds} s: {error}; mend the stream that takes it"
+                );
                 return Err(error);
             }
-            if tried.is_multiple_of(RECEIPT_TRIES) {
-                tracing::error!("Still not written to {subject} after {tried} tries: {error}; trying on");
+            if refused_for >= logged + LOG_EVERY {
+                logged = refused_for;
+                tracing::error!(
+                    nats.subject = subject,
+                    "Still not written to {subject} after {seconds} s: {error}; trying on"
+                );
             }
             if matches!(error, PublishError::NoStream(_)) {
                 self.broker.look_again();
             }
             tokio::time::sleep(pause).await;
+            refused_for += begun.elapsed();
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

@@ -63,8 +63,14 @@ pub(crate) struct Metrics {
     pub(crate) already_done: Counter,
     /// Deliveries in hand now.
     pub(crate) deliveries: Gauge,
-    /// 1 while NATS can be used.
+    /// 1 while NATS stores what the roles of the process need.
     pub(crate) nats_ready: Gauge,
+    /// For how long something that the roles need has not been confirmed.
+    pub(crate) nats_unconfirmed_seconds: Gauge,
+    /// Pulls that ended before they had brought what the server had announced, or were refused, by stream and reason.
+    pub(crate) pulls_interrupted: Family<PullLabels, Counter>,
+    /// Streams, buckets and durables that had to be made again while the process ran.
+    pub(crate) made_again: Family<AssetLabels, Counter>,
     /// Messages in each stream.
     pub(crate) stream_messages: Family<StreamLabels, Gauge>,
     /// Bytes in each stream.
@@ -116,6 +122,20 @@ pub(crate) struct AttemptLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StreamLabels {
     pub(crate) stream: &'static str,
+}
+
+/// A pull that ended early.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct PullLabels {
+    pub(crate) stream: &'static str,
+    /// `server`, `silent`, `missing` or `closed`.
+    pub(crate) reason: &'static str,
+}
+
+/// A stream, bucket or durable, by what it is and its name: all of them come from the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct AssetLabels {
+    pub(crate) asset: String,
 }
 
 /// A destination.
@@ -185,6 +205,9 @@ impl Metrics {
             already_done: Counter::default(),
             deliveries: Gauge::default(),
             nats_ready: Gauge::default(),
+            nats_unconfirmed_seconds: Gauge::default(),
+            pulls_interrupted: Family::default(),
+            made_again: Family::default(),
             stream_messages: Family::default(),
             stream_bytes: Family::default(),
             stream_alarm: Family::default(),
@@ -238,7 +261,13 @@ impl Metrics {
         registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());
         registry.register("stream_bytes", "Bytes in each stream", self.stream_bytes.clone());
         registry.register("stream_alarm", "1 for a stream near its limit", self.stream_alarm.clone());
-        registry.register("nats_ready", "1 while NATS can be used", self.nats_ready.clone());
+        registry.register("nats_ready", "1 while NATS stores what the roles need", self.nats_ready.clone());
+        let help = "How long something that the roles need has not been confirmed";
+        registry.register("nats_unconfirmed_seconds", help, self.nats_unconfirmed_seconds.clone());
+        let help = "Pulls from NATS that ended early, by stream and reason";
+        registry.register("nats_pulls_interrupted", help, self.pulls_interrupted.clone());
+        let help = "Streams, buckets and durables that had to be made again";
+        registry.register("nats_assets_made_again", help, self.made_again.clone());
         registry
     }
 

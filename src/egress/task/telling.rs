@@ -69,7 +69,8 @@ impl Worker {
             return Ok(());
         }
         // Out of RETRY, this is the state as it was a moment ago.
-        if call.record.is_superseded(call.sequence) {
+        let ends = call.record.step(call.sequence).is_some_and(|step| step.status.is_terminal());
+        if !ends && call.record.is_superseded(call.sequence) {
             return Err(superseded());
         }
         let not_yet = |after| Err(NotItsTurn::NotYet(self.clock.now() + after));
@@ -84,8 +85,12 @@ impl Worker {
                 Found::None | Found::Unreadable => return Ok(()),
                 Found::Unknown => return not_yet(AGAIN),
             };
-            if record.is_superseded(call.sequence) {
+            // The end of a task is told whatever a record says: one that does not have it yet is an older one.
+            if !ends && record.is_superseded(call.sequence) {
                 return Err(superseded());
+            }
+            if record.step(call.sequence).is_none() && ends {
+                return not_yet(AGAIN);
             }
             let (sequence, delivery) = (job.original.sequence, &job.route.delivery_id);
             let Some(lease) = self.lease_if_free(&record, sequence, delivery, job.attempt).await else {

@@ -1,0 +1,362 @@
+//! Probes: whether what a role needs can be written, without leaving anything in EVENTS or OUTBOX.
+//!
+//! A stream is asked to delete a message that it can never have. With replicas that is a proposal to its Raft group, so
+//! the answer needs a quorum whose disks take it; without, a stream that could not write before answers with that
+//! error. What neither shows, a disk that has filled up since, a value in the bucket of endpoints does, which is
+//! written there and taken out again each time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::RequestErrorKind;
+use async_nats::jetstream::{self, ErrorCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::Broker;
+use super::health::{Cause, IDLE_AFTER, Need, Trouble};
+use super::provision::COURIER;
+use crate::config::StreamKind;
+
+/// How often to look for something to probe.
+const PACE: Duration = Duration::from_secs(1);
+/// How long an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long a server may take to answer itself.
+const ECHO_WITHIN: Duration = Duration::from_secs(1);
+/// For how long a server without a quorum is kept, where there are others.
+const LEAVE_AFTER: Duration = Duration::from_secs(6);
+/// How long the next server is given.
+const LEAVE_AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// A sequence that no stream reaches.
+const NEVER: u64 = i64::MAX as u64;
+/// As much as makes a file system look for another block.
+const WRITTEN: usize = 4096;
+
+/// What the server answers to a request about a stream.
+#[derive(Deserialize)]
+struct Answer {
+    error: Option<jetstream::Error>,
+}
+
+/// What the server says of a stream or durable, as far as it matters here.
+#[derive(Default, Deserialize)]
+struct Info {
+    error: Option<jetstream::Error>,
+    cluster: Option<ClusterInfo>,
+    #[serde(default)]
+    config: InfoConfig,
+    #[serde(default)]
+    state: InfoState,
+    #[serde(default)]
+    paused: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct ClusterInfo {
+    leader: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct InfoConfig {
+    #[serde(default)]
+    max_bytes: i64,
+}
+
+#[derive(Default, Deserialize)]
+struct InfoState {
+    #[serde(default)]
+    bytes: u64,
+}
+
+/// Probes what a role needs, and leaves a server that has no part in a quorum.
+pub(super) struct Prober {
+    broker: Broker,
+    role: &'static str,
+    needs: Vec<Need>,
+    /// When a server was left last.
+    left: Option<Instant>,
+    /// What was logged last.
+    said: Option<Trouble>,
+    /// When each need was probed last.
+    probed: BTreeMap<Need, Instant>,
+}
+
+impl Prober {
+    pub(super) fn new(broker: Broker, role: &'static str, needs: Vec<Need>) -> Self {
+        Self { broker, role, needs, left: None, said: None, probed: BTreeMap::new() }
+    }
+
+    /// Probes until dropped.
+    pub(super) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                () = self.broker.health.check.notified() => {}
+                () = tokio::time::sleep(PACE) => {}
+            }
+            let broker = self.broker.clone();
+            if let Some(ready) = broker.is_ready() {
+                tokio::select! {
+                    () = self.look() => {}
+                    () = broker.lost(ready.connection) => continue,
+                }
+                self.tell();
+                self.leave().await;
+            }
+        }
+    }
+
+    /// Probes what is in doubt, and what has proved nothing for a while.
+    async fn look(&mut self) {
+        let now = Instant::now();
+        let health = &self.broker.health;
+        let is_due = |need: &Need| {
+            let idle = match need {
+                Need::Stream(stream) => health.since_confirmed(*stream),
+                _ => self.probed.get(need).map_or(IDLE_AFTER, |probed| now - *probed),
+            };
+            idle >= IDLE_AFTER || health.doubt(*need).is_some()
+        };
+        let due: Vec<Need> = self.needs.iter().copied().filter(is_due).collect();
+        self.probed.extend(due.iter().map(|need| (*need, now)));
+        let (broker, role) = (&self.broker, self.role);
+        let probe = |need: Need| async move { (need, broker.probe(need, role).await) };
+        let probed = futures_util::future::join_all(due.into_iter().map(probe)).await;
+        for (need, outcome) in probed {
+            match outcome {
+                Ok(()) => broker.health.proven(need),
+                Err(trouble) => {
+                    if trouble.cause == Cause::Missing {
+                        broker.look_again();
+                    }
+                    broker.health.disproven(need, trouble);
+                }
+            }
+        }
+    }
+
+    /// Logs why the role is not ready, and when it is again, once each.
+    fn tell(&mut self) {
+        let trouble = self.broker.health.trouble().filter(|trouble| trouble.cause != Cause::Unproven);
+        if trouble == self.said {
+            return;
+        }
+        let (role, server) = (self.role, self.broker.server_name());
+        match &trouble {
+            Some(trouble) => tracing::error!(
+                nats.server = server,
+                nats.reason = trouble.reason,
+                "The {role} is not ready: {trouble}; looking again until it is"
+            ),
+            None => tracing::info!(nats.server = server, "The {role} is ready again: NATS stores what it needs"),
+        }
+        self.said = trouble;
+    }
+
+    /// Goes to another server where this one has had no part in a quorum for a while: it may be cut off from the
+    /// others. A silent one is left by the client, which gets no answer to its pings.
+    async fn leave(&mut self) {
+        let lasts = |need: &Need| {
+            self.broker
+                .health
+                .doubt(*need)
+                .is_some_and(|(cause, since)| cause == Cause::NoQuorum && since >= LEAVE_AFTER)
+        };
+        let waits = self.left.is_some_and(|left| left.elapsed() < LEAVE_AGAIN_AFTER);
+        if waits || !self.needs.iter().any(lasts) {
+            return;
+        }
+        let pool = tokio::time::timeout(ECHO_WITHIN, self.broker.client.server_pool()).await;
+        if !pool.is_ok_and(|pool| pool.is_ok_and(|pool| pool.len() > 1)) {
+            return;
+        }
+        let server = self.broker.server_name();
+        tracing::warn!(nats.server = server, "The {} leaves nats-server {server} for another one", self.role);
+        self.left = Some(Instant::now());
+        if let Err(error) = self.broker.client.force_reconnect().await {
+            tracing::debug!("Could not leave {server}: {error}");
+        }
+    }
+}
+
+impl Broker {
+    /// The name of the server that is, or was last, connected.
+    pub(crate) fn server_name(&self) -> String {
+        let info = self.client.try_server_info();
+        info.map_or_else(|| "(none yet)".to_owned(), |info| info.server_name)
+    }
+
+    /// Whether a need can be written to, or worked with, now.
+    async fn probe(&self, need: Need, role: &str) -> Result<(), Trouble> {
+        match need {
+            Need::Stream(stream) => {
+                let name = self.names.stream(stream);
+                let body = format!("{{\"seq\":{NEVER},\"no_erase\":true}}");
+                self.ask(&format!("stream {name}"), &name, format!("STREAM.MSG.DELETE.{name}"), body).await?;
+                if let Some((Cause::Full { bytes }, _)) = self.health.doubt(need) {
+                    self.has_room(&name, bytes).await?;
+                }
+                // Every stream of a server on its own is on the disk that this shows.
+                if stream == StreamKind::Events && self.replicas == 1 && !self.is_clustered() {
+                    self.write_probe(role).await?;
+                }
+                Ok(())
+            }
+            Need::Tasks => {
+                let bucket = self.names.tasks_bucket();
+                let name = format!("KV_{bucket}");
+                // Single messages of a bucket cannot be deleted; a key that never was can be purged.
+                let body = format!("{{\"filter\":\"$KV.{bucket}.{PROBE_KEY}\"}}");
+                self.ask(&format!("bucket {bucket}"), &name, format!("STREAM.PURGE.{name}"), body).await
+            }
+            Need::Endpoints => self.write_probe(role).await,
+            Need::Durable(stream) => self.durable_works(stream).await,
+        }
+    }
+
+    fn is_clustered(&self) -> bool {
+        self.client.try_server_info().is_some_and(|info| info.cluster.is_some())
+    }
+
+    /// Sends a request that changes nothing. The answer that there is nothing to change is the good one.
+    async fn ask(&self, what: &str, stream: &str, subject: String, body: String) -> Result<(), Trouble> {
+        let answer: Answer = self.answer(what, stream, &subject, body.into()).await?;
+        answer.error.map_or(Ok(()), |error| judge(what, &error))
+    }
+
+    async fn answer<T: for<'a> Deserialize<'a>>(
+        &self,
+        what: &str,
+        stream: &str,
+        subject: &str,
+        body: Bytes,
+    ) -> Result<T, Trouble> {
+        let asked = self.client.request(format!("$JS.API.{subject}"), body);
+        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+            Ok(Ok(answer)) => serde_json::from_slice(&answer.payload).map_err(|error| Trouble {
+                cause: Cause::NoQuorum,
+                reason: format!("{what}: the answer of nats-server {} cannot be read: {error}", self.server_name()),
+            }),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(Trouble {
+                cause: Cause::NoQuorum,
+                reason: format!("JetStream is not available on nats-server {}", self.server_name()),
+            }),
+            Ok(Err(_)) | Err(_) => Err(self.explain(what, stream).await),
+        }
+    }
+
+    /// Why a request about a stream was not answered.
+    pub(super) async fn explain(&self, what: &str, stream: &str) -> Trouble {
+        let server = self.server_name();
+        if !self.echoes().await {
+            let reason = format!("nats-server {server} does not answer");
+            return Trouble { cause: Cause::Silent, reason };
+        }
+        let asked = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new());
+        let asked = tokio::time::timeout(ECHO_WITHIN, asked).await;
+        let info =
+            asked.ok().and_then(Result::ok).and_then(|answer| serde_json::from_slice::<Info>(&answer.payload).ok());
+        let no_quorum = |detail: String| Trouble { cause: Cause::NoQuorum, reason: detail };
+        match info {
+            Some(Info { error: Some(error), .. }) => match judge(what, &error) {
+                Err(trouble) => trouble,
+                Ok(()) => no_quorum(format!("{what}: {error}")),
+            },
+            Some(Info { cluster: Some(ClusterInfo { leader }), .. }) => {
+                match leader.filter(|leader| !leader.is_empty()) {
+                    Some(leader) => no_quorum(format!(
+                        "{what} does not confirm: its leader {leader} has no quorum or does not answer"
+                    )),
+                    None => no_quorum(format!("{what} has no leader: no quorum")),
+                }
+            }
+            Some(_) => no_quorum(format!("{what} does not confirm on nats-server {server}")),
+            None => no_quorum(format!("{what} does not answer through nats-server {server}: no quorum")),
+        }
+    }
+
+    /// Whether the server that is connected answers at all: it sends back what is sent to ourselves.
+    async fn echoes(&self) -> bool {
+        let inbox = self.client.new_inbox();
+        let echo = async {
+            let mut own = self.client.subscribe(inbox.clone()).await.ok()?;
+            self.client.publish(inbox.clone(), Bytes::new()).await.ok()?;
+            own.next().await
+        };
+        tokio::time::timeout(ECHO_WITHIN, echo).await.is_ok_and(|echo| echo.is_some())
+    }
+
+    /// Whether a stream that refused a message for its size has room for it now.
+    async fn has_room(&self, stream: &str, bytes: u64) -> Result<(), Trouble> {
+        let what = format!("stream {stream}");
+        let info: Info = self.answer(&what, stream, &format!("STREAM.INFO.{stream}"), Bytes::new()).await?;
+        let (most, used) = (info.config.max_bytes, info.state.bytes);
+        match u64::try_from(most).ok().filter(|most| *most > 0 && used + bytes > *most) {
+            Some(most) => Err(Trouble {
+                cause: Cause::Full { bytes },
+                reason: format!("{what} is full: {used} of max_bytes {most} are used"),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a value into the bucket of endpoints and takes it out again, so that nobody finds it there.
+    async fn write_probe(&self, role: &str) -> Result<(), Trouble> {
+        let bucket = self.names.endpoints_bucket();
+        let (what, stream) = (format!("bucket {bucket}"), format!("KV_{bucket}"));
+        let key = format!("$KV.{bucket}.{PROBE_KEY}.{role}");
+        let asked = self.client.request(key.clone(), Bytes::from_static(&[b' '; WRITTEN]));
+        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+            Ok(Ok(answer)) => match serde_json::from_slice::<Answer>(&answer.payload) {
+                Ok(Answer { error: Some(error) }) => judge(&what, &error)?,
+                Ok(_) => {}
+                Err(error) => return Err(Trouble { cause: Cause::Missing, reason: format!("{what}: {error}") }),
+            },
+            Ok(Err(_)) | Err(_) => return Err(self.explain(&what, &stream).await),
+        }
+        let body = format!("{{\"filter\":\"{key}\"}}");
+        self.ask(&what, &stream, format!("STREAM.PURGE.{stream}"), body).await
+    }
+
+    /// Whether the courier's durable has a leader and gives out messages.
+    async fn durable_works(&self, stream: StreamKind) -> Result<(), Trouble> {
+        let name = self.names.stream(stream);
+        let what = format!("durable {COURIER} on {name}");
+        let info: Info = self.answer(&what, &name, &format!("CONSUMER.INFO.{name}.{COURIER}"), Bytes::new()).await?;
+        if let Some(error) = &info.error {
+            return judge(&what, error);
+        }
+        if info.paused {
+            let reason = format!("{what} is paused, so nothing is delivered; resume it with the NATS tools");
+            return Err(Trouble { cause: Cause::Paused, reason });
+        }
+        Ok(())
+    }
+}
+
+/// The key of the bucket of endpoints to which probes write, followed by the role.
+const PROBE_KEY: &str = "_probe";
+
+/// What an error in an answer says.
+fn judge(what: &str, error: &jetstream::Error) -> Result<(), Trouble> {
+    let trouble = |cause, reason: String| Err(Trouble { cause, reason });
+    let text = error.to_string();
+    match error.error_code() {
+        // There is no such message, which is as it must be, or nobody may delete any.
+        ErrorCode::SEQUENCE_NOT_FOUND | ErrorCode::NO_MESSAGE_FOUND => Ok(()),
+        _ if ["store EOF", "no message found", "not permitted"].iter().any(|fine| text.contains(fine)) => Ok(()),
+        ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => {
+            trouble(Cause::Missing, format!("{what} is missing; it is being made again"))
+        }
+        ErrorCode::STREAM_MESSAGE_DELETE_FAILED
+        | ErrorCode::STREAM_STORE_FAILED
+        | ErrorCode::STREAM_PURGE_FAILED
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED => {
+            trouble(Cause::Disk, format!("{what} cannot be written, is the disk of its server full? {text}"))
+        }
+        _ => trouble(Cause::NoQuorum, format!("{what} cannot be used: {text}")),
+    }
+}
