@@ -24,6 +24,8 @@ pub(crate) struct Nats {
     /// Whether it was paused and not let go on.
     paused: AtomicBool,
     client: Client,
+    /// Holds the disk of its own, if it has one.
+    disk: Option<Child>,
 }
 
 /// A message as it stands in its stream.
@@ -65,6 +67,39 @@ impl Nats {
         Self::start_synced_with("").await
     }
 
+    /// A server with these settings and no others.
+    pub(crate) async fn start_as(settings: &str) -> Self {
+        let mut nats = Self::prepare(settings).await;
+        nats.run();
+        nats.answers().await;
+        nats
+    }
+
+    /// A server whose streams are on a disk of this size, which nobody else sees. `None` where this machine does not
+    /// let a test mount one, which is an error in CI.
+    pub(crate) async fn start_on_a_disk_of(size: &str) -> Option<Self> {
+        let mut nats = Self::absent("max_payload: 8MB").await;
+        std::fs::create_dir(nats.store()).unwrap();
+        let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", nats.store().display());
+        // The namespace, and with it the disk, lives as long as this shell, which waits for the end of its input.
+        let mut holder = Command::new("unshare");
+        holder.args(["--mount", "--map-root-user", "sh", "-c", &format!("{mount} && echo mounted && cat")]);
+        let holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mounted = holder.ok().and_then(|mut holder| {
+            let mut said = [0; 8];
+            std::io::Read::read_exact(holder.stdout.as_mut()?, &mut said).is_ok().then_some(holder)
+        });
+        let Some(holder) = mounted else {
+            assert!(std::env::var_os("CI").is_none(), "unshare and mount are needed");
+            skipped("this machine does not let a test mount a disk");
+            return None;
+        };
+        nats.disk = Some(holder);
+        nats.run();
+        nats.answers().await;
+        Some(nats)
+    }
+
     /// The same with further settings.
     pub(crate) async fn start_synced_with(settings: &str) -> Self {
         let jetstream = "jetstream { store_dir: \"$FOLDER/jetstream\", sync_interval: always }";
@@ -102,7 +137,7 @@ impl Nats {
         std::fs::write(folder.path().join("nats.conf"), text).unwrap();
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = options.connect(format!("nats://127.0.0.1:{port}")).await.unwrap();
-        Self { folder, port, server: None, paused: AtomicBool::new(false), client }
+        Self { folder, port, server: None, paused: AtomicBool::new(false), client, disk: None }
     }
 
     /// What introduces itself as a server of another version, and is nothing beyond that.
@@ -135,7 +170,13 @@ impl Nats {
     /// Starts the server on its folder and port.
     pub(crate) fn run(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("nats.log")).unwrap();
-        let server = Command::new(program())
+        let mut command = Command::new(program());
+        if let Some(disk) = &self.disk {
+            command = Command::new("nsenter");
+            command.args(["--preserve-credentials", "--user", "--mount", "--target", &disk.id().to_string()]);
+            command.arg(program());
+        }
+        let server = command
             .arg("-c")
             .arg(self.folder.path().join("nats.conf"))
             .stdin(Stdio::null())
@@ -360,7 +401,16 @@ impl Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         self.kill();
+        if let Some(mut disk) = self.disk.take() {
+            drop(disk.kill());
+            drop(disk.wait());
+        }
     }
+}
+
+#[expect(clippy::print_stderr, reason = "for whoever wonders what was not tried")]
+fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
 }
 
 /// Where the server's program is: `NATS_SERVER`, what `make tools` brought, or the PATH.
