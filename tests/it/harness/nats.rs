@@ -78,8 +78,10 @@ impl Nats {
     /// A server whose streams are on a disk of this size, which nobody else sees. `None` where this machine does not
     /// let a test mount one, which is an error in CI.
     pub(crate) async fn start_on_a_disk_of(size: &str) -> Option<Self> {
-        let mut nats = Self::absent("max_payload: 8MB").await;
-        std::fs::create_dir(nats.store()).unwrap();
+        // More than there is: the server would keep to three quarters of the disk by itself.
+        let jetstream = "jetstream { store_dir: \"$FOLDER/jetstream\", max_file_store: 1GB }";
+        let mut nats = Self::prepare(&format!("{jetstream}\nmax_payload: 8MB")).await;
+        std::fs::create_dir_all(nats.store()).unwrap();
         let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", nats.store().display());
         // The namespace, and with it the disk, lives as long as this shell, which waits for the end of its input.
         let mut holder = Command::new("unshare");

@@ -1,0 +1,76 @@
+//! Pulls that a server or a durable refuses: the courier asks for less, or says what is wrong.
+
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+
+use crate::harness::{Hookbridge, Nats, Receiver, eventually};
+
+const TO_CRM: [(&str, &str); 1] = [("Hookbridge-Endpoint", "crm")];
+
+fn crm(receiver: &Receiver) -> String {
+    format!("[endpoints.crm]\nurl = \"{}\"\nsignatures = []", receiver.url("/"))
+}
+
+/// Changes the courier's durable on OUTBOX as an operator would.
+async fn change(nats: &Nats, change: impl FnOnce(&mut pull::Config)) {
+    let stream = nats.jetstream().get_stream("OUTBOX").await.unwrap();
+    let found: PullConsumer = stream.get_consumer("courier").await.unwrap();
+    let mut config: pull::Config =
+        async_nats::jetstream::consumer::FromConsumer::try_from_consumer_config(found.cached_info().config.clone())
+            .unwrap();
+    change(&mut config);
+    stream.update_consumer(config).await.unwrap();
+}
+
+async fn each_is_delivered(nats: &Nats, receiver: &mut Receiver, name: &str) {
+    for index in 0..100 {
+        nats.publish("outbox.a", &[TO_CRM[0], ("Nats-Msg-Id", &format!("{name}-{index}"))], "x").await;
+    }
+    let mut ids = std::collections::BTreeSet::new();
+    while ids.len() < 100 {
+        ids.insert(receiver.next().await.header("webhook-id").to_owned());
+    }
+    assert!(ids.iter().all(|id| id.starts_with(name)), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_limits_pulls_gets_smaller_ones() {
+    let limits = "jetstream { store_dir: \"$FOLDER/jetstream\", limits { max_request_batch: 7 } }";
+    let nats = Nats::start_as(limits).await;
+    let mut receiver = Receiver::start().await;
+    let hookbridge = Hookbridge::start(&nats, &crm(&receiver)).await;
+
+    each_is_delivered(&nats, &mut receiver, "server").await;
+    assert_eq!(hookbridge.admin("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_durable_that_limits_pulls_gets_smaller_ones() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let _hookbridge = Hookbridge::start(&nats, &crm(&receiver)).await;
+
+    change(&nats, |durable| durable.max_batch = 3).await;
+    each_is_delivered(&nats, &mut receiver, "batch").await;
+    change(&nats, |durable| durable.max_expires = std::time::Duration::from_secs(1)).await;
+    each_is_delivered(&nats, &mut receiver, "expires").await;
+    change(&nats, |durable| durable.max_bytes = 64 * 1024).await;
+    each_is_delivered(&nats, &mut receiver, "bytes").await;
+}
+
+#[tokio::test]
+async fn a_durable_that_is_paused_is_named_until_it_goes_on() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let hookbridge = Hookbridge::start(&nats, &crm(&receiver)).await;
+    let until = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let stream = nats.jetstream().get_stream("OUTBOX").await.unwrap();
+    stream.pause_consumer("courier", until.into()).await.unwrap();
+
+    let paused = async || {
+        let page = hookbridge.admin("/readyz").await;
+        (page.status == 503 && page.text().contains("durable courier on OUTBOX is paused")).then_some(())
+    };
+    eventually("the pause to be named", paused).await;
+
+    stream.resume_consumer("courier").await.unwrap();
+    each_is_delivered(&nats, &mut receiver, "resumed").await;
+    eventually("it to be ready", async || (hookbridge.admin("/readyz").await.status == 200).then_some(())).await;
+}
