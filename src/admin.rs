@@ -1,6 +1,7 @@
 //! Health and metrics of this process.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::extract::State;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::Links;
 use crate::secret::{KeyRing, Secret};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::StreamLabels;
 
 /// What the pages read.
 struct Admin {
@@ -55,6 +57,9 @@ async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Re
         return (StatusCode::UNAUTHORIZED, challenge, "this page needs the admin token\n").into_response();
     }
     admin.metrics.nats_ready.set(admin.links.state().is_none().into());
+    for (stream, count) in admin.links.replacements() {
+        admin.metrics.streams_replaced.get_or_create(&StreamLabels { stream }).inner().store(count, Ordering::Relaxed);
+    }
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     match admin.metrics.encode() {
         Ok(page) => ([(CONTENT_TYPE, content_type)], page).into_response(),

@@ -21,9 +21,11 @@ mod intake;
 mod interest;
 mod ledger;
 mod line;
+mod link;
 mod load;
 #[cfg(any(feature = "measures", test))]
 pub(crate) mod measures;
+mod outbox_message;
 mod pace;
 mod payload;
 mod pointer;

@@ -9,6 +9,7 @@ use async_nats::{Client, ConnectOptions, Event, connection::State};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::identity::{Identities, Looks};
 use super::provision::{self, Plan, Problem};
 use super::state::{Link, Ready};
 use super::{Names, read, unreadable};
@@ -23,6 +24,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long the last words may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether a new connection is confirmed, whatever the link tells.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(250);
 /// The longest wait between two attempts to connect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
@@ -33,6 +36,8 @@ pub(crate) struct Broker {
     pub(super) jetstream: jetstream::Context,
     pub(super) names: Arc<Names>,
     pub(super) replicas: usize,
+    pub(super) identities: Arc<Identities>,
+    pub(super) looks: Arc<Looks>,
     link: watch::Receiver<Link>,
     look_again: Arc<Notify>,
 }
@@ -118,7 +123,9 @@ impl Broker {
             ContextBuilder::new().timeout(REQUEST_TIMEOUT).ack_timeout(REQUEST_TIMEOUT).build(client.clone());
         let (link, watched) = watch::channel(Link::Connecting);
         let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
-        let broker = Self { client, jetstream, names, replicas, link: watched, look_again: Arc::default() };
+        let (identities, looks) = (plan.identities.clone(), Arc::default());
+        let look_again = Arc::default();
+        let broker = Self { client, jetstream, names, replicas, identities, looks, link: watched, look_again };
         Ok((broker.clone(), Supervisor { broker, plan, role, link, changed }))
     }
 
@@ -135,6 +142,26 @@ impl Broker {
     pub(crate) fn is_ready(&self) -> Option<Ready> {
         let ready = self.link.borrow().ready()?;
         (self.client.connection_state() == State::Connected).then_some(ready)
+    }
+
+    /// The facts of the connection that the client has at this moment, if its streams have been looked at since.
+    pub(crate) fn confirmed(&self) -> Option<Ready> {
+        self.is_ready().filter(|ready| ready.connection == self.connection())
+    }
+
+    /// Waits until the connection that the client has is confirmed. None when the client is gone for good.
+    pub(crate) async fn reconfirmed(&self) -> Option<Ready> {
+        let mut link = self.link.clone();
+        loop {
+            if let Some(ready) = self.confirmed() {
+                return Some(ready);
+            }
+            // A change may have come and gone between two looks, so that it is not waited for alone.
+            match tokio::time::timeout(CONFIRM_PAUSE, link.changed()).await {
+                Ok(Err(_)) => return None,
+                Ok(Ok(())) | Err(_) => {}
+            }
+        }
     }
 
     /// Waits until the link is ready. Ends only with the process, so race it against a stop.
@@ -230,6 +257,7 @@ impl Supervisor {
             Err(Problem::NoAnswer(_)) if !info.jetstream => return Err(Problem::NoJetStream),
             applied => applied?,
         }
+        self.broker.identify_all().await?;
         if let Some(bury) = self.plan.bury
             && !self.is_ready_on(connection)
         {

@@ -5,6 +5,7 @@
 //! says how it differs; one that only keeps more than asked is a warning.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -12,6 +13,7 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode, kv};
 
+use super::identity::Identities;
 use super::Names;
 use super::unreadable::Bury;
 use crate::config::{Config, Durability, Limits, StreamKind};
@@ -41,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) bury: Option<Bury>,
     /// The largest message that this role publishes; a server that takes less gets a warning.
     pub(crate) largest: u64,
+    /// What the process has seen of its streams, shared by all of its roles.
+    pub(crate) identities: Arc<Identities>,
 }
 
 /// A durable consumer.
@@ -113,7 +117,7 @@ impl Plan {
         }
         let names = Names::new(config.nats.prefix.clone());
         let (replicas, batches) = (config.nats.replicas, config.nats.durability == Durability::Synced);
-        Self { names, replicas, batches, streams, durables, update, bury: None, largest: 0 }
+        Self { names, replicas, batches, streams, durables, update, bury: None, largest: 0, identities: Arc::default() }
     }
 
     /// The plan of a role that publishes messages up to this size.
@@ -479,6 +483,7 @@ mod tests {
             update: false,
             bury: None,
             largest: 0,
+            identities: Arc::default(),
         }
     }
 

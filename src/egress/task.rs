@@ -88,6 +88,7 @@ impl Worker {
     /// Deals with an update of a task.
     pub(super) async fn update(
         &self,
+        received: &Received,
         original: &Original,
         mut message: Message,
         arrived: Arrived,
@@ -118,7 +119,8 @@ impl Worker {
             Led::To(route) => {
                 let (original, message, route) = (original, &message, &route);
                 let turn = Mutex::new(turn);
-                let job = Job { original, message, route, attempt, held, in_line: false, turn: Some(&turn) };
+                let (turn, received) = (Some(&turn), Some(received));
+                let job = Job { original, message, route, attempt, held, in_line: false, turn, received };
                 self.work(&job, in_doubt).await
             }
         }
@@ -317,7 +319,7 @@ impl Worker {
             duration: None,
             next_attempt: None,
             at: self.clock.now(),
-            sequence: original.sequence,
+            about: original.about(),
             response: None,
         };
         self.ledger.receipt(&receipt, message.trace.as_ref()).await;

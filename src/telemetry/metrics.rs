@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
     pub(crate) lost_receipts: Counter,
     /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
     pub(crate) forged_retries: Counter,
+    /// How often each stream was another one than this process had seen before.
+    pub(crate) streams_replaced: Family<StreamLabels, Counter>,
     /// Deliveries that were found to be finished before and were not sent again.
     pub(crate) already_done: Counter,
     /// Deliveries in hand now.
@@ -182,6 +184,7 @@ impl Metrics {
             lost_news: Counter::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
+            streams_replaced: Family::default(),
             already_done: Counter::default(),
             deliveries: Gauge::default(),
             nats_ready: Gauge::default(),
@@ -233,6 +236,11 @@ impl Metrics {
             "egress_already_done",
             "Repeated messages whose delivery was found to be finished",
             self.already_done.clone(),
+        );
+        registry.register(
+            "streams_replaced",
+            "Streams that were emptied, restored, cut off or made anew under this process",
+            self.streams_replaced.clone(),
         );
         registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
         registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());

@@ -47,6 +47,7 @@ mod several_sweeps;
 mod shutdown;
 mod signatures;
 mod source_limits;
+mod store_lost;
 mod tasks;
 mod traces;
 mod vectors;

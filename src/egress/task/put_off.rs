@@ -22,7 +22,7 @@ impl Worker {
         let asked = Subject { token, url: "", agent, delivery_id, sequence };
         let Standing::Cancelled(detail) = self.standings.standing(asked) else { return false };
         let (held, in_line, turn) = (None, false, None);
-        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
+        let job = Job { original, message, route: &route, attempt, held, in_line, turn, received: None };
         self.cancel(&job, "cancelled", detail).await;
         true
     }
@@ -32,7 +32,7 @@ impl Worker {
     pub(super) async fn put_off_update(&self, original: &Original, message: &Message, attempt: u32) -> Answer {
         let route = put_off_route(message);
         let (held, in_line, turn) = (Some(Why::Turn), false, None);
-        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
+        let job = Job { original, message, route: &route, attempt, held, in_line, turn, received: None };
         let now = self.clock.now();
         let age = now.duration_since(original.stored).unwrap_or_default().clamp(PUT_OFF.0, PUT_OFF.1);
         self.schedule(&job, attempt, held, now + age.mul_f64(0.5 + rand::random::<f64>())).await;
