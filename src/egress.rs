@@ -33,6 +33,8 @@ mod reason;
 mod receipt;
 mod registry;
 mod release;
+mod repair;
+mod repairs;
 mod replay;
 mod retry;
 mod route;
@@ -54,5 +56,6 @@ pub(crate) use inquiry::{Delivered, Found, inquire};
 #[cfg(any(fuzzing, test))]
 pub(crate) use intake::understood_id;
 pub(crate) use registry::Registry;
+pub(crate) use repair::{Page as RepairPage, Repair, Repaired};
 pub(crate) use replay::Origin;
 pub(crate) use unreadable::bury as bury_unreadable;

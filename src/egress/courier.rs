@@ -91,6 +91,7 @@ impl Courier {
             self.lines(&stop, &deliveries),
             worker.release_recovered(&stop),
             worker.sweep_changed(&stop),
+            worker.repair_lost(&stop),
             alarm::watch(&self.broker, &self.metrics, &stop),
         );
         deliveries.close();

@@ -96,6 +96,27 @@ impl Pointer {
         })
     }
 
+    /// The pointer to an update of a task that was not applied yet: where it goes is not known before it is.
+    pub(super) fn of_update(original: &Original, message: &Message) -> Self {
+        Self {
+            sequence: original.sequence,
+            stored: Some(original.stored),
+            agent: message.agent.clone(),
+            message_id: message.id.clone(),
+            delivery_id: message.id.clone(),
+            destination: String::new(),
+            token: update_token(&message.agent),
+            attempt: 1,
+            held: None,
+            body_bytes: original.payload.len(),
+        }
+    }
+
+    /// Whether it is the pointer to an update that was not applied yet.
+    pub(super) fn is_of_update(&self) -> bool {
+        self.token == update_token(&self.agent)
+    }
+
     /// The pointer as headers.
     pub(super) fn headers(&self) -> Headers {
         let mut headers = Headers::default();
@@ -194,6 +215,11 @@ impl Pointer {
             about: self.about(),
         }
     }
+}
+
+/// The token under which an agent's updates of tasks wait that were put off before they were applied.
+pub(super) fn update_token(agent: &str) -> String {
+    format!("u_{agent}")
 }
 
 /// The subjects on which everything waits that is for one destination.

@@ -59,6 +59,10 @@ pub(super) struct Worker {
     /// The highest sequence of OUTBOX that was taken.
     highest: AtomicU64,
     replicated: bool,
+    /// How often it looks for what RETRY has lost, if it does.
+    pub(super) repair_every: Option<Duration>,
+    /// When this process began.
+    pub(super) started: SystemTime,
     /// Cancelled when the courier takes no more and finishes what it has.
     stop: OnceLock<CancellationToken>,
 }
@@ -137,6 +141,8 @@ impl Worker {
             process: format!("{:016x}", rand::random::<u64>()),
             highest: AtomicU64::new(0),
             replicated: config.nats.replicas > 1,
+            repair_every: Some(egress.repair_every).filter(|every| !every.is_zero()),
+            started: clock.now(),
             stop: OnceLock::new(),
             broker,
             registry,

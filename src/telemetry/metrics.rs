@@ -61,6 +61,8 @@ pub(crate) struct Metrics {
     pub(crate) forged_retries: Counter,
     /// How often each stream was another one than this process had seen before.
     pub(crate) streams_replaced: Family<StreamLabels, Counter>,
+    /// What RETRY had lost: deliveries scheduled again or dead, and deadlines of tasks.
+    pub(crate) repaired: Family<RepairLabels, Counter>,
     /// Deliveries that were found to be finished before and were not sent again.
     pub(crate) already_done: Counter,
     /// Deliveries in hand now.
@@ -151,6 +153,13 @@ pub(crate) struct TaskLabels {
     pub(crate) outcome: &'static str,
 }
 
+/// What was done about something that RETRY had lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RepairLabels {
+    /// `rescheduled`, `dead` or `deadline`.
+    pub(crate) outcome: &'static str,
+}
+
 /// A state of tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StatusLabels {
@@ -185,6 +194,7 @@ impl Metrics {
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
             streams_replaced: Family::default(),
+            repaired: Family::default(),
             already_done: Counter::default(),
             deliveries: Gauge::default(),
             nats_ready: Gauge::default(),
@@ -242,6 +252,7 @@ impl Metrics {
             "Streams that were emptied, restored, cut off or made anew under this process",
             self.streams_replaced.clone(),
         );
+        registry.register("egress_repaired", "What RETRY had lost, by what was done about it", self.repaired.clone());
         registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
         registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());
         registry.register("stream_bytes", "Bytes in each stream", self.stream_bytes.clone());

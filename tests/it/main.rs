@@ -41,6 +41,7 @@ mod outbox;
 mod payloads;
 mod quarantine;
 mod refused_addresses;
+mod repair;
 mod replay;
 mod several_couriers;
 mod several_sweeps;

@@ -76,8 +76,10 @@ impl Shop {
         self.hookbridge.metric(&format!("hookbridge_streams_replaced_total{{stream=\"{stream}\"}}")).await
     }
 
-    async fn in_progress(&self, count: usize) {
+    /// Lets a receiver answer until so many deliveries are in progress.
+    async fn in_progress(&self, held: &Receiver, count: usize) {
         eventually("so many deliveries to be in progress", async || {
+            held.release();
             (self.hookbridge.metric("hookbridge_egress_deliveries").await == count as f64).then_some(())
         })
         .await;
@@ -85,13 +87,11 @@ impl Shop {
 
     /// Lets the old attempts end: no new message is acked by them. Then lets the new ones end, too.
     async fn old_acks_nothing_new(&mut self) {
-        self.before.release();
-        self.in_progress(NEW).await;
+        self.in_progress(&self.before, NEW).await;
         let courier = self.nats.consumer("OUTBOX", "courier").await.unwrap();
         assert_eq!(courier.num_ack_pending, NEW, "{courier:?}");
 
-        self.after.release();
-        self.in_progress(0).await;
+        self.in_progress(&self.after, 0).await;
         for number in 0..NEW {
             self.nats.message("RECEIPTS", &format!("receipts.a.delivered.new-{number}")).await;
         }

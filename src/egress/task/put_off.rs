@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::intake::{Message, Original};
-use super::super::pointer::Why;
+use super::super::pointer::{Why, update_token};
 use super::super::reason::{Reason, Refusal};
 use super::super::route::Route;
 use super::super::standing::{Standing, Subject};
@@ -52,6 +52,6 @@ impl Worker {
 
 /// The route of an update that is put off: where it goes is not known before it is applied.
 fn put_off_route(message: &Message) -> Route {
-    let token = Some(format!("u_{}", message.agent));
+    let token = Some(update_token(&message.agent));
     Route { token, ..Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, "it was put off")) }
 }
