@@ -157,9 +157,8 @@ impl Broker {
                 return Some(ready);
             }
             // A change may have come and gone between two looks, so that it is not waited for alone.
-            match tokio::time::timeout(CONFIRM_PAUSE, link.changed()).await {
-                Ok(Err(_)) => return None,
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(_)) = tokio::time::timeout(CONFIRM_PAUSE, link.changed()).await {
+                return None;
             }
         }
     }

@@ -13,8 +13,8 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, G
 use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode, kv};
 
-use super::identity::Identities;
 use super::Names;
+use super::identity::Identities;
 use super::unreadable::Bury;
 use crate::config::{Config, Durability, Limits, StreamKind};
 use crate::event::Name;

@@ -3,19 +3,17 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self, ErrorCode};
+use data_encoding::BASE64;
 use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
 
 use super::provision::COURIER;
-use super::read::{is_absent, stored};
-use super::{Broker, PublishError, ReadError, Schedule, StoredMessage, Stored, Visitor, from_nats};
+use super::{Broker, Names, PublishError, ReadError, Schedule, Stored, StoredMessage, Visitor};
 use crate::config::StreamKind;
+use crate::event::Headers;
 
-/// How long a page may take.
-const PAGE_WITHIN: Duration = Duration::from_secs(10);
-/// How long the server keeps a reader's place that was not given back.
-const ABANDONED_AFTER: Duration = Duration::from_secs(15);
 /// The most durables of OUTBOX that are asked for: the courier's, and one for each ordered endpoint.
 const MOST_DURABLES: usize = 10_000;
 
@@ -44,7 +42,7 @@ impl Broker {
 }
 
 impl Visitor {
-    /// The messages at or after a sequence whose subject matches, at most so many, with their bodies.
+    /// The messages at or after a sequence whose subject matches, by the leader's word, at most so many.
     pub(crate) async fn page_from(
         &self,
         kind: StreamKind,
@@ -52,47 +50,33 @@ impl Visitor {
         from: u64,
         most: usize,
     ) -> Result<Vec<StoredMessage>, ReadError> {
-        let (name, subject) = (self.names.stream(kind), self.names.subject(subject));
-        self.page_of(kind, name, subject, from, most).await
+        self.page_of(kind, &self.names.stream(kind), &self.names.subject(subject), from, most).await
     }
 
     /// The values of the bucket of tasks at or after a sequence, at most so many.
     pub(crate) async fn tasks_page(&self, from: u64, most: usize) -> Result<Vec<StoredMessage>, ReadError> {
-        let (name, subject) = (self.tasks_stream(), format!("$KV.{}.>", self.names.tasks_bucket()));
-        self.page_of(StreamKind::Tasks, name, subject, from, most).await
+        let subject = format!("$KV.{}.>", self.names.tasks_bucket());
+        self.page_of(StreamKind::Tasks, &self.tasks_stream(), &subject, from, most).await
     }
 
     /// The value of a task as it is now, by the leader's word.
     pub(crate) async fn task_value(&self, task_id: &str) -> Result<Option<StoredMessage>, ReadError> {
-        let stream = self.handle(StreamKind::Tasks, self.tasks_stream()).await?;
         let subject = format!("$KV.{}.{task_id}", self.names.tasks_bucket());
-        match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(found) => Ok(Some(stored(&self.names, found)).filter(Broker::is_task)),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(ReadError::new(StreamKind::Tasks, error)),
-        }
+        let ask = Ask { last_by_subject: Some(&subject), ..Ask::default() };
+        Ok(self.ask(StreamKind::Tasks, &self.tasks_stream(), &ask).await?.filter(Broker::is_task))
     }
 
-    /// Every message whose subject matches, by the leader's word, but no more than so many.
-    pub(crate) async fn all_on(
-        &self,
-        kind: StreamKind,
-        subject: &str,
-        most: usize,
-    ) -> Result<Vec<StoredMessage>, ReadError> {
-        let stream = self.handle(kind, self.names.stream(kind)).await?;
-        let (subject, mut from, mut all) = (self.names.subject(subject), 1, Vec::new());
-        while all.len() < most {
-            match stream.raw_message_builder().sequence(from).next_by_subject(subject.clone()).send().await {
-                Ok(found) => {
-                    from = found.sequence + 1;
-                    all.push(stored(&self.names, found));
-                }
-                Err(error) if is_absent(&error.kind()) => break,
-                Err(error) => return Err(ReadError::new(kind, error)),
-            }
-        }
-        Ok(all)
+    /// The message at a sequence, by the leader's word.
+    pub(crate) async fn message_at(&self, kind: StreamKind, sequence: u64) -> Result<Option<StoredMessage>, ReadError> {
+        let ask = Ask { sequence: Some(sequence), ..Ask::default() };
+        self.ask(kind, &self.names.stream(kind), &ask).await
+    }
+
+    /// The last message on a subject, by the leader's word.
+    pub(crate) async fn last_on(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
+        let subject = self.names.subject(subject);
+        let ask = Ask { last_by_subject: Some(&subject), ..Ask::default() };
+        self.ask(kind, &self.names.stream(kind), &ask).await
     }
 
     /// Up to where the durables of OUTBOX have everything acked.
@@ -107,11 +91,16 @@ impl Visitor {
         Ok(Floors(floors))
     }
 
-    /// When the oldest message was stored that a stream still has; none where it has none.
-    pub(crate) async fn oldest(&self, kind: StreamKind) -> Result<Option<SystemTime>, ReadError> {
+    /// Since when a stream has kept everything; none where it has nothing left of what it had.
+    pub(crate) async fn complete_since(&self, kind: StreamKind) -> Result<Option<SystemTime>, ReadError> {
         let stream = self.handle(kind, self.names.stream(kind)).await?;
         let state = stream.get_info().await.map_err(|error| ReadError::new(kind, error))?.state;
-        Ok((state.messages > 0).then(|| state.first_timestamp.into()))
+        let never_dropped = state.first_sequence <= 1;
+        Ok(match state.messages {
+            _ if never_dropped => Some(SystemTime::UNIX_EPOCH),
+            0 => None,
+            _ => Some(state.first_timestamp.into()),
+        })
     }
 
     /// Publishes a schedule on a subject on which none waits. With the id, the stream knows it if somebody else
@@ -134,44 +123,99 @@ impl Visitor {
         self.jetstream.get_stream_no_info(name).await.map_err(|error| ReadError::new(kind, error))
     }
 
+    /// One by one, and not by a consumer: what somebody has published with headers that the library cannot read would
+    /// end the connection of whoever it is delivered to.
     async fn page_of(
         &self,
         kind: StreamKind,
-        name: String,
-        filter_subject: String,
+        stream: &str,
+        subject: &str,
         from: u64,
         most: usize,
     ) -> Result<Vec<StoredMessage>, ReadError> {
+        let (mut from, mut page) = (from.max(1), Vec::new());
+        while page.len() < most {
+            let ask = Ask { sequence: Some(from), next_by_subject: Some(subject), ..Ask::default() };
+            let Some(found) = self.ask(kind, stream, &ask).await? else { break };
+            from = found.sequence + 1;
+            page.push(found);
+        }
+        Ok(page)
+    }
+
+    /// Asks a stream's leader for one message.
+    async fn ask(&self, kind: StreamKind, stream: &str, ask: &Ask<'_>) -> Result<Option<StoredMessage>, ReadError> {
         let failed = |error: &dyn std::fmt::Display| ReadError::new(kind, error);
-        let stream = self.handle(kind, name).await?;
-        let place = pull::Config {
-            filter_subject,
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
-            ack_policy: AckPolicy::None,
-            inactive_threshold: ABANDONED_AFTER,
-            memory_storage: true,
-            num_replicas: 1,
-            ..pull::Config::default()
-        };
-        let reading = async {
-            let consumer = stream.create_consumer(place).await.map_err(|error| failed(&error))?;
-            let mut found = Vec::new();
-            let mut page = consumer.fetch().max_messages(most).messages().await.map_err(|error| failed(&error))?;
-            while let Some(message) = page.next().await {
-                let message = message.map_err(|error| failed(&error))?;
-                let info = message.info().map_err(|error| failed(&error))?;
-                found.push(StoredMessage {
-                    subject: self.names.strip(&message.subject).to_owned(),
-                    sequence: info.stream_sequence,
-                    stored: info.published.into(),
-                    headers: message.headers.as_ref().map(from_nats).unwrap_or_default(),
-                    payload: message.payload.clone(),
-                });
-            }
-            // If this fails, the server forgets the place by itself.
-            drop(stream.delete_consumer(&consumer.cached_info().name).await);
-            Ok(found)
-        };
-        tokio::time::timeout(PAGE_WITHIN, reading).await.map_err(|_| failed(&"NATS does not answer"))?
+        let request = serde_json::to_vec(ask).unwrap_or_default();
+        let answer = self.client.request(format!("$JS.API.STREAM.MSG.GET.{stream}"), request.into()).await;
+        let answer = answer.map_err(|error| failed(&error))?;
+        let answer: Answer = serde_json::from_slice(&answer.payload).map_err(|error| failed(&error))?;
+        match (answer.message, answer.error) {
+            (Some(raw), _) => Ok(Some(raw.stored(&self.names))),
+            (None, Some(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            (None, Some(error)) => Err(failed(&error)),
+            (None, None) => Err(failed(&"the answer has no message")),
+        }
+    }
+}
+
+/// Which message of a stream is asked for.
+#[derive(Default, Serialize)]
+struct Ask<'a> {
+    #[serde(rename = "seq", skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
+    #[serde(rename = "next_by_subj", skip_serializing_if = "Option::is_none")]
+    next_by_subject: Option<&'a str>,
+    #[serde(rename = "last_by_subj", skip_serializing_if = "Option::is_none")]
+    last_by_subject: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    message: Option<Raw>,
+    error: Option<jetstream::Error>,
+}
+
+/// A message in the raw form that the library does not offer: headers as they are.
+#[derive(Deserialize)]
+struct Raw {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+    time: String,
+}
+
+impl Raw {
+    fn stored(&self, names: &Names) -> StoredMessage {
+        let decode = |text: &str| BASE64.decode(text.as_bytes()).unwrap_or_default();
+        StoredMessage {
+            subject: names.strip(&self.subject).to_owned(),
+            sequence: self.seq,
+            stored: humantime::parse_rfc3339(&self.time).unwrap_or(SystemTime::UNIX_EPOCH),
+            headers: headers(&decode(&self.hdrs)),
+            payload: decode(&self.data).into(),
+        }
+    }
+}
+
+/// The headers that can be read; what cannot is left out.
+fn headers(raw: &[u8]) -> Headers {
+    let text = String::from_utf8_lossy(raw);
+    let named = text.lines().skip(1).filter_map(|line| line.split_once(':'));
+    named.map(|(name, value)| (name.to_owned().into(), value.trim().to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_far_as_they_can_be() {
+        let read = headers(b"NATS/1.0\r\nA: b\r\nno colon\r\nHookbridge-Attempt:  2\r\nX: \xff\r\n\r\n");
+        assert_eq!((read.get("a"), read.get("hookbridge-attempt")), (Some("b"), Some("2")));
+        assert_eq!(headers(b"").iter().count(), 0);
     }
 }

@@ -149,7 +149,11 @@ async fn repair(visitor: &Visitor, dry_run: bool, json: bool) -> anyhow::Result<
     let mut show = |page: &RepairPage| {
         for repaired in &page.repaired {
             count += 1;
-            say(&visible(&if json { repaired_as_json(repaired, dry_run) } else { repaired_as_line(repaired, dry_run) }));
+            say(&visible(&if json {
+                repaired_as_json(repaired, dry_run)
+            } else {
+                repaired_as_line(repaired, dry_run)
+            }));
         }
     };
     let mut from = Some(1);

@@ -62,7 +62,10 @@ impl Worker {
                 }
             }
         }
-        tracing::debug!(delivery.id = delivery_id, "Left {delivery_id} to the stream: the connection was away for long");
+        tracing::debug!(
+            delivery.id = delivery_id,
+            "Left {delivery_id} to the stream: the connection was away for long"
+        );
         Resumed::LeftToStream
     }
 

@@ -194,14 +194,14 @@ impl Repair<'_> {
             return Ok(None);
         }
         // Most have ended long ago, and this tells so at once.
-        let last = self.visitor.last(StreamKind::Receipts, &subject::receipts_of(agent, delivery_id)).await?;
+        let last = self.visitor.last_on(StreamKind::Receipts, &subject::receipts_of(agent, delivery_id)).await?;
         if last.is_some_and(|last| receipt::state(&last, *about).is_some_and(|word| word.is_over)) {
             return Ok(None);
         }
         if self.is_in_retry(&token, delivery_id, *about).await? || self.has_moved_on(waiting).await? {
             return Ok(None);
         }
-        let message = self.visitor.message(StreamKind::Outbox, about.sequence).await?;
+        let message = self.visitor.message_at(StreamKind::Outbox, about.sequence).await?;
         match message.filter(|found| waiting.is_of(found)) {
             Some(found) => {
                 let pointer = waiting.pointer(&token, found.payload.len(), Some(found.stored));
@@ -220,7 +220,7 @@ impl Repair<'_> {
     ) -> Result<bool, ReadError> {
         for place in [delivery_id.to_owned(), format!("{delivery_id}.{}", about.sequence)] {
             let subject = format!("retry.*.{token}.{place}");
-            let found = self.visitor.all_on(StreamKind::Retry, &subject, MOST_OF_ONE).await?;
+            let found = self.visitor.page_from(StreamKind::Retry, &subject, 1, MOST_OF_ONE).await?;
             let is_it = |found: &StoredMessage| OutboxMessage::read(&found.headers).is_some_and(|it| it.is(&about));
             if found.len() == MOST_OF_ONE || found.iter().any(is_it) {
                 return Ok(true);
@@ -233,7 +233,7 @@ impl Repair<'_> {
     async fn has_moved_on(&self, waiting: &Waiting) -> anyhow::Result<bool> {
         for status in Status::TERMINAL.into_iter().chain([Status::Retrying]) {
             let subject = receipt::subject(&waiting.agent, status, &waiting.delivery_id);
-            let Some(last) = self.visitor.last(StreamKind::Receipts, &subject).await? else { continue };
+            let Some(last) = self.visitor.last_on(StreamKind::Receipts, &subject).await? else { continue };
             let is_about = receipt::attempt_of(&last, waiting.about).is_some();
             if is_about && (status != Status::Retrying || last.sequence > waiting.receipt) {
                 return Ok(true);
@@ -325,7 +325,7 @@ impl Repair<'_> {
         let Record { agent, task_id, .. } = record;
         let deadline = record.deadline.as_deref();
         let waiting = format!("retry.*.{}.{task_id}", task::deadline_token(agent));
-        let found = self.visitor.all_on(StreamKind::Retry, &waiting, MOST_OF_ONE).await?;
+        let found = self.visitor.page_from(StreamKind::Retry, &waiting, 1, MOST_OF_ONE).await?;
         if found.len() == MOST_OF_ONE || found.iter().any(|found| found.headers.get(DEADLINE) == deadline) {
             return Ok(None);
         }

@@ -104,7 +104,7 @@ impl Worker {
             self.tell_repaired(&page);
             places.messages = page.next;
         }
-        let waiting = visitor.all_on(StreamKind::Retry, "retry.>", SAMPLE).await?;
+        let waiting = visitor.page_from(StreamKind::Retry, "retry.>", 1, SAMPLE).await?;
         places.sample = waiting.iter().filter_map(|found| Pointer::read(&found.headers)).collect();
         Ok(())
     }
@@ -158,7 +158,7 @@ impl Worker {
         let next = (messages.len() == MESSAGES).then(|| messages.last().map_or(from, |last| last.sequence) + 1);
         let (floors, now) = (visitor.floors().await?, self.clock.now());
         // What the receipts no longer tell of may have been delivered.
-        let told_since = visitor.oldest(StreamKind::Receipts).await?.unwrap_or(now).max(self.started);
+        let told_since = visitor.complete_since(StreamKind::Receipts).await?.unwrap_or(now).max(self.started);
         let mut repaired = Vec::new();
         for found in messages {
             let is_done_with = found.sequence <= floors.courier() && found.stored + overdue <= now;
@@ -225,7 +225,7 @@ impl Worker {
 /// Whether any receipt is about a delivery of this message.
 async fn is_told_of(visitor: &Visitor, pointer: &Pointer, about: OutboxMessage) -> anyhow::Result<bool> {
     let every = subject::receipts_of(&pointer.agent, &pointer.delivery_id);
-    let last = visitor.last(StreamKind::Receipts, &every).await?;
+    let last = visitor.last_on(StreamKind::Receipts, &every).await?;
     Ok(match last {
         None => false,
         // One of another message of the same id hides what was told before it: then nothing is known.

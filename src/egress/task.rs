@@ -45,6 +45,13 @@ pub(super) enum Arrived {
     Full,
 }
 
+/// The attempt at a callback that comes next, and why it waited.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    pub(super) attempt: u32,
+    pub(super) held: Option<Why>,
+}
+
 /// What there is of a task.
 enum Found {
     /// Its state, and the revision by which that can be changed.
@@ -92,10 +99,10 @@ impl Worker {
         original: &Original,
         mut message: Message,
         arrived: Arrived,
-        attempt: u32,
-        held: Option<Why>,
+        next: Next,
         in_doubt: bool,
     ) -> Answer {
+        let Next { attempt, held } = next;
         let turn = match (arrived, &message.target) {
             (Arrived::Turn(turn), _) => Some(turn),
             (Arrived::Other, Target::Task(task_id)) => self.turn(&message.agent, task_id),

@@ -1,7 +1,7 @@
 //! From a message of OUTBOX or RETRY to deliveries: understand, route, split, resolve.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
@@ -20,7 +20,7 @@ use super::registry::Registry;
 use super::route::{self, Route};
 use super::send::Sender;
 use super::standing::Standings;
-use super::task::Arrived;
+use super::task::{Arrived, Next};
 use super::turns::{Turn, Turns};
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
@@ -189,7 +189,15 @@ impl Worker {
             Err(malformed) => return Box::pin(self.bury_malformed(&original, &malformed, in_doubt)).await,
         };
         if let Target::Task(_) = &message.target {
-            return Box::pin(self.update(received, &original, message, arrived, 1, None, in_doubt)).await;
+            return Box::pin(self.update(
+                received,
+                &original,
+                message,
+                arrived,
+                Next { attempt: 1, held: None },
+                in_doubt,
+            ))
+            .await;
         }
         let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
@@ -234,7 +242,8 @@ impl Worker {
                 if message.id != pointer.delivery_id {
                     return self.forged(received, "it points to another delivery than the message has");
                 }
-                self.update(received, &original, *message, Arrived::Other, pointer.attempt, pointer.held, true).await
+                let next = Next { attempt: pointer.attempt, held: pointer.held };
+                self.update(received, &original, *message, Arrived::Other, next, true).await
             }
             Resolved::Delivery { original, message, route: Some(route) } => {
                 let (attempt, route) = (pointer.attempt, &route);

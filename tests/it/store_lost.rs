@@ -90,7 +90,12 @@ impl Shop {
         self.in_progress(&self.before, NEW).await;
         let courier = self.nats.consumer("OUTBOX", "courier").await.unwrap();
         assert_eq!(courier.num_ack_pending, NEW, "{courier:?}");
+        self.everything_ends().await;
+    }
 
+    /// Lets everything end: once each, and all of it acked.
+    async fn everything_ends(&mut self) {
+        self.in_progress(&self.before, NEW).await;
         self.in_progress(&self.after, 0).await;
         for number in 0..NEW {
             self.nats.message("RECEIPTS", &format!("receipts.a.delivered.new-{number}")).await;
@@ -169,7 +174,8 @@ async fn a_mere_restart_of_nats_acks_what_was_in_progress() {
     shop.nats.run_again().await;
     shop.hookbridge.ready().await;
     shop.publish_new().await;
-    shop.old_acks_nothing_new().await;
+    // A server that was killed may have forgotten acks; what is done with is then found in the receipts.
+    shop.everything_ends().await;
     for stream in ["OUTBOX", "RETRY", "RECEIPTS"] {
         assert_eq!(shop.replaced(stream).await, 0.0, "{stream}");
     }
