@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{Broker, Counts, Links};
 use crate::secret::{KeyRing, Secret};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{AssetLabels, PullLabels};
+use crate::telemetry::metrics::{AssetLabels, PullLabels, StreamLabels};
 
 /// What the pages read.
 struct Admin {
@@ -57,6 +57,9 @@ async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Re
         return (StatusCode::UNAUTHORIZED, challenge, "this page needs the admin token\n").into_response();
     }
     admin.metrics.nats_ready.set(admin.links.trouble().is_none().into());
+    for (stream, count) in admin.links.replacements() {
+        admin.metrics.streams_replaced.get_or_create(&StreamLabels { stream }).inner().store(count, Ordering::Relaxed);
+    }
     let brokers = admin.links.all();
     let unconfirmed = brokers.iter().map(Broker::unconfirmed_for).max().unwrap_or_default();
     admin.metrics.nats_unconfirmed_seconds.set(i64::try_from(unconfirmed.as_secs()).unwrap_or(i64::MAX));

@@ -21,9 +21,11 @@ mod intake;
 mod interest;
 mod ledger;
 mod line;
+mod link;
 mod load;
 #[cfg(any(feature = "measures", test))]
 pub(crate) mod measures;
+mod outbox_message;
 mod pace;
 mod payload;
 mod pointer;
@@ -31,6 +33,8 @@ mod reason;
 mod receipt;
 mod registry;
 mod release;
+mod repair;
+mod repairs;
 mod replay;
 mod retry;
 mod route;
@@ -52,5 +56,6 @@ pub(crate) use inquiry::{Delivered, Found, inquire};
 #[cfg(any(fuzzing, test))]
 pub(crate) use intake::understood_id;
 pub(crate) use registry::Registry;
+pub(crate) use repair::{Page as RepairPage, Repair, Repaired};
 pub(crate) use replay::Origin;
 pub(crate) use unreadable::bury as bury_unreadable;

@@ -51,12 +51,17 @@ pub(crate) fn state_subject(agent: &str, task_id: &str) -> String {
     format!("tasks.{agent}.{task_id}.state")
 }
 
-/// The subject of RETRY on which the deadline of a task waits. An agent's deadlines share a destination token.
+/// The destination token that an agent's deadlines share in RETRY.
+pub(crate) fn deadline_token(agent: &str) -> String {
+    format!("t_{agent}")
+}
+
+/// The subject of RETRY on which the deadline of a task waits.
 pub(crate) fn deadline_waits_on(agent: &str, task_id: &str) -> String {
-    format!("retry.at.t_{agent}.{task_id}")
+    format!("retry.at.{}.{task_id}", deadline_token(agent))
 }
 
 /// The subject of RETRY on which the deadline of a task is due.
 pub(crate) fn deadline_due_on(agent: &str, task_id: &str) -> String {
-    format!("retry.due.t_{agent}.{task_id}")
+    format!("retry.due.{}.{task_id}", deadline_token(agent))
 }

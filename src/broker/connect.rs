@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
 use super::health::{Health, Need, Trouble};
+use super::identity::{Identities, Looks};
 use super::probe::Prober;
 use super::provision::{self, Made, Plan, Problem};
 use super::state::{Link, Ready};
@@ -36,6 +37,8 @@ const PING_EVERY: Duration = Duration::from_secs(3);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long the last words may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether a new connection is confirmed, whatever the link tells.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(250);
 /// The longest wait between two attempts to connect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,8 @@ pub(crate) struct Broker {
     pub(super) health: Arc<Health>,
     pub(super) counts: Arc<Counts>,
     pub(super) written: Arc<Written>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) looks: Arc<Looks>,
     link: watch::Receiver<Link>,
     look_again: Arc<Notify>,
 }
@@ -139,8 +144,20 @@ impl Broker {
         let (link, watched) = watch::channel(Link::Connecting);
         let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
         let (health, written, look_again) = (Arc::default(), Arc::default(), Arc::default());
-        let counts = plan.counts.clone();
-        let broker = Self { client, jetstream, names, replicas, health, counts, written, link: watched, look_again };
+        let (counts, identities, looks) = (plan.counts.clone(), plan.identities.clone(), Arc::default());
+        let broker = Self {
+            client,
+            jetstream,
+            names,
+            replicas,
+            health,
+            counts,
+            written,
+            identities,
+            looks,
+            link: watched,
+            look_again,
+        };
         Ok((broker.clone(), Supervisor { broker, plan, role, link, changed, said: Mutex::default() }))
     }
 
@@ -157,6 +174,25 @@ impl Broker {
     pub(crate) fn is_ready(&self) -> Option<Ready> {
         let ready = self.link.borrow().ready()?;
         (self.client.connection_state() == State::Connected).then_some(ready)
+    }
+
+    /// The facts of the connection that the client has at this moment, if its streams have been looked at since.
+    pub(crate) fn confirmed(&self) -> Option<Ready> {
+        self.is_ready().filter(|ready| ready.connection == self.connection())
+    }
+
+    /// Waits until the connection that the client has is confirmed. None when the client is gone for good.
+    pub(crate) async fn reconfirmed(&self) -> Option<Ready> {
+        let mut link = self.link.clone();
+        loop {
+            if let Some(ready) = self.confirmed() {
+                return Some(ready);
+            }
+            // A change may have come and gone between two looks, so that it is not waited for alone.
+            if let Ok(Err(_)) = tokio::time::timeout(CONFIRM_PAUSE, link.changed()).await {
+                return None;
+            }
+        }
     }
 
     /// Waits until the link is ready. Ends only with the process, so race it against a stop.
@@ -291,6 +327,7 @@ impl Supervisor {
             }
             applied => self.say(&applied?.join("; ")),
         }
+        self.broker.identify_all().await?;
         if self.is_ready_on(connection) {
             return Ok(());
         }

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::Acker;
@@ -14,8 +14,10 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::identity::Store;
+use super::provision::ACK_WAIT;
 use super::pull::{Arrival, Interruption, PullLimits, Pulls};
-use super::{Broker, from_nats};
+use super::{Broker, ReadError, from_nats};
 use crate::config::StreamKind;
 use crate::event::Headers;
 
@@ -25,6 +27,14 @@ const MAX_PULL: usize = 64;
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// The header of a pointer that says how many bytes the message has that it leads to.
 pub(crate) const BODY_BYTES: &str = "Hookbridge-Body-Bytes";
+/// A message that is told of this soon after it came needs no look whether its stream is still the same.
+const QUICK: Duration = Duration::from_millis(500);
+/// How long what became of a message waits to be told: for a connection, and for the stream's answer.
+const TELL_WITHIN: Duration = Duration::from_secs(60);
+/// The wait before the stream is asked again that did not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// How long before the end of the ack wait a message is no longer taken for this courier's alone.
+const HANDED_ON: Duration = Duration::from_secs(5);
 /// How long to wait after a pull that failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(250);
 
@@ -38,9 +48,23 @@ pub(crate) struct Received {
     /// How often it was delivered, this time included.
     pub(crate) delivered: i64,
     pub(crate) stored: SystemTime,
-    /// Which connection it came over.
+    /// Which connection it came over, or a newer one.
     pub(crate) connection: u64,
     acker: Acker,
+    origin: Arc<Origin>,
+    taken: Instant,
+    /// When the stream last heard that it is being worked on.
+    alive: Mutex<Instant>,
+}
+
+/// Where the messages of one series of pulls come from.
+struct Origin {
+    broker: Broker,
+    stream: StreamKind,
+    /// The connection over which it was asked for them, or an older one.
+    connection: u64,
+    /// Which store of the stream's name it was, or an older one.
+    generation: u64,
 }
 
 /// A durable, taken from with a fixed number of slots.
@@ -84,7 +108,65 @@ impl Received {
         self.tell(AckKind::Nak(Some(delay))).await;
     }
 
+    /// Whether the stream cannot have given it to another courier meanwhile.
+    pub(crate) fn is_held(&self) -> bool {
+        self.last_sign().elapsed() < ACK_WAIT.saturating_sub(HANDED_ON)
+    }
+
+    /// The connection over which it was asked for, or an older one.
+    pub(crate) fn asked_over(&self) -> u64 {
+        self.origin.connection
+    }
+
+    fn last_sign(&self) -> Instant {
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the stream still has this very message: an ack is only a sequence, and after a store was lost another
+    /// message may have it. Waits for a connection, and for the stream's answer.
+    async fn is_there(&self) -> bool {
+        let there = async {
+            loop {
+                let Some(ready) = self.origin.broker.reconfirmed().await else { return false };
+                match self.is_there_over(ready.connection).await {
+                    Ok(there) => return there,
+                    Err(error) => {
+                        tracing::debug!(nats.sequence = self.sequence, "Could not look for a message: {error}");
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(TELL_WITHIN, there).await.unwrap_or(false)
+    }
+
+    async fn is_there_over(&self, connection: u64) -> Result<bool, ReadError> {
+        let Origin { broker, stream, generation, .. } = &*self.origin;
+        if connection == self.origin.connection
+            && (self.taken.elapsed() < QUICK || broker.generation(*stream, connection).await? == *generation)
+        {
+            return Ok(true);
+        }
+        broker.still_has(*stream, self.sequence, self.stored).await
+    }
+
     async fn tell(&self, kind: AckKind) {
+        // What only keeps or returns it is of no use later; what ends it is told once there is a connection again.
+        let is_final = matches!(kind, AckKind::Ack | AckKind::Term);
+        if !is_final && self.origin.broker.confirmed().is_none() {
+            return;
+        }
+        if !self.is_there().await {
+            tracing::warn!(
+                nats.stream = self.origin.stream.name(),
+                nats.sequence = self.sequence,
+                "Message {} of {} was not answered with {kind:?}: the stream no longer has it, or does not answer",
+                self.sequence,
+                self.origin.stream
+            );
+            return;
+        }
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         if let Err(error) = self.acker.ack_with(kind).await {
             tracing::debug!(nats.sequence = self.sequence, "Could not tell the stream: {error}");
         }
@@ -106,23 +188,32 @@ impl Consumer {
     /// Several of these may run at once over the same slots.
     pub(crate) async fn run(&self, stop: &CancellationToken, take: impl Fn(Received, Slot)) {
         while !stop.is_cancelled() {
-            let Some(Some(connection)) = stop.run_until_cancelled(self.durable()).await else { return };
+            let Some(Some(origin)) = stop.run_until_cancelled(self.origin()).await else { return };
             let Some(slots) = stop.run_until_cancelled(self.free_slots()).await else { return };
-            if self.pull(connection, slots, stop, &take).await.is_err() {
+            if self.pull(&origin, slots, stop, &take).await.is_err() {
                 stop.run_until_cancelled(tokio::time::sleep(AFTER_FAILURE)).await;
             }
         }
     }
 
-    /// Waits until NATS is ready and has the durable, then names the connection.
-    async fn durable(&self) -> Option<u64> {
+    /// Waits until NATS is ready and has the durable, then says where its messages come from.
+    async fn origin(&self) -> Option<Arc<Origin>> {
         loop {
             let ready = self.broker.ready().await?;
             let name = self.broker.names.stream(self.stream);
             let found: Result<PullConsumer, _> =
                 self.broker.jetstream.get_consumer_from_stream(&self.durable, name).await;
             match found {
-                Ok(_) => return Some(ready.connection),
+                Ok(_) => match self.broker.generation(self.stream, ready.connection).await {
+                    Ok(generation) => {
+                        let (broker, stream, connection) = (self.broker.clone(), self.stream, ready.connection);
+                        return Some(Arc::new(Origin { broker, stream, connection, generation }));
+                    }
+                    Err(error) => {
+                        tracing::debug!("Nothing is taken from {} now: {error}", self.stream);
+                        tokio::time::sleep(AFTER_FAILURE).await;
+                    }
+                },
                 Err(error) => {
                     tracing::debug!("Durable {} of {} is not there: {error}", self.durable, self.stream);
                     self.broker.look_again();
@@ -182,12 +273,12 @@ impl Consumer {
     /// Pulls again and again over one connection, for as long as messages come.
     async fn pull(
         &self,
-        connection: u64,
+        origin: &Arc<Origin>,
         mut slots: Vec<OwnedSemaphorePermit>,
         stop: &CancellationToken,
         take: &impl Fn(Received, Slot),
     ) -> Result<(), ()> {
-        let (mut lost, mut stopped) = (pin!(self.broker.lost(connection)), pin!(stop.cancelled()));
+        let (mut lost, mut stopped) = (pin!(self.broker.lost(origin.connection)), pin!(stop.cancelled()));
         let failed = |error: &dyn fmt::Display| tracing::debug!("Pull from {} failed: {error}", self.stream);
         let pulls = Pulls::open(&self.broker, &self.limits, self.stream, &self.durable).await;
         let mut pulls = pulls.map_err(|error| failed(&error))?;
@@ -205,7 +296,8 @@ impl Consumer {
                 };
                 match arrival {
                     Arrival::Message(message) => {
-                        if !self.hand_over(*message, &mut slots, &mut pulls, stop, take).await {
+                        let Some(received) = self.received(*message, origin) else { continue };
+                        if !self.hand_over(received, &mut slots, &mut pulls, stop, take).await {
                             return Ok(());
                         }
                     }
@@ -219,12 +311,13 @@ impl Consumer {
                     }
                     Arrival::Interrupted(why) => {
                         self.interrupted(&why);
-                        // What the server has handed out may still arrive, so the inbox stays.
-                        if why == Interruption::Closed {
-                            return Err(());
-                        }
                         if why.is_gone() {
                             self.broker.look_again();
+                        }
+                        // It may be another store by now. What this one has handed out may still arrive otherwise, so
+                        // the inbox stays.
+                        if why.is_gone() || matches!(why, Interruption::Closed | Interruption::Silent) {
+                            return Err(());
                         }
                         stop.run_until_cancelled(tokio::time::sleep(AFTER_FAILURE)).await;
                         break;
@@ -246,13 +339,12 @@ impl Consumer {
     /// what arrived behind it have gone back.
     async fn hand_over(
         &self,
-        message: Message,
+        received: Received,
         slots: &mut Vec<OwnedSemaphorePermit>,
         pulls: &mut Pulls<'_>,
         stop: &CancellationToken,
         take: &impl Fn(Received, Slot),
     ) -> bool {
-        let Some(received) = self.received(message) else { return true };
         let slot = match slots.pop() {
             Some(slot) => Some(slot),
             None => stop.run_until_cancelled(self.slot_for(&received)).await.flatten(),
@@ -286,7 +378,7 @@ impl Consumer {
         }
     }
 
-    fn received(&self, message: Message) -> Option<Received> {
+    fn received(&self, message: Message, origin: &Arc<Origin>) -> Option<Received> {
         // Read before the message is looked at, so that it can only be newer than the message, never older.
         let connection = self.broker.connection();
         let info = match message.info() {
@@ -298,6 +390,8 @@ impl Consumer {
         };
         let (sequence, delivered, stored) = (info.stream_sequence, info.delivered, info.published.into());
         let (message, acker) = message.split();
+        let taken = Instant::now();
+        self.broker.identities.saw(Store::Stream(self.stream), origin.generation, sequence, stored);
         Some(Received {
             subject: self.broker.names.strip(&message.subject).to_owned(),
             headers: message.headers.as_ref().map(from_nats).unwrap_or_default(),
@@ -307,6 +401,9 @@ impl Consumer {
             stored,
             connection,
             acker,
+            origin: origin.clone(),
+            taken,
+            alive: Mutex::new(taken),
         })
     }
 }

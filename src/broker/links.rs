@@ -52,6 +52,11 @@ impl Links {
         brokers.iter().find_map(Broker::trouble)
     }
 
+    /// How often each stream was another one than this process had seen before. All links share what is known.
+    pub(crate) fn replacements(&self) -> Vec<(&'static str, u64)> {
+        self.all().first().map(Broker::replacements).unwrap_or_default()
+    }
+
     /// Waits until every link is ready.
     pub(crate) async fn ready(&self) {
         let mut changed = self.changed.subscribe();

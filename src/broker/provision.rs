@@ -16,6 +16,7 @@ use async_nats::jetstream::{self, ErrorCode, kv};
 use super::Names;
 use super::counts::Counts;
 use super::health::Need;
+use super::identity::Identities;
 use super::unreadable::Bury;
 use crate::config::{Config, Durability, Limits, StreamKind};
 use crate::event::Name;
@@ -48,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) needs: Vec<Need>,
     /// Where all roles of the process count what happens on their links.
     pub(crate) counts: Arc<Counts>,
+    /// What the process has seen of its streams, shared by all of its roles.
+    pub(crate) identities: Arc<Identities>,
 }
 
 /// A durable consumer.
@@ -132,6 +135,7 @@ impl Plan {
             largest: 0,
             needs,
             counts: Arc::default(),
+            identities: Arc::default(),
         }
     }
 
@@ -544,6 +548,7 @@ mod tests {
             largest: 0,
             needs: Vec::new(),
             counts: Arc::default(),
+            identities: Arc::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::health::Cause;
-use super::{Broker, Link, Visitor, to_nats};
+use super::{Broker, Link, Names, Visitor, to_nats};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
 use crate::event::Headers;
@@ -59,6 +59,21 @@ pub(crate) struct Schedule {
     pub(crate) headers: Headers,
     /// The sequence of the schedule that stands there now and that this one takes the place of; 0 where none may.
     pub(crate) replaces: u64,
+}
+
+impl Schedule {
+    /// The subject and headers by which the server takes it for a schedule. An id is only for what several may publish
+    /// at the same time: a repeated one is answered as a duplicate and stores nothing.
+    pub(super) fn message(&self, names: &Names, message_id: Option<&str>) -> (String, HeaderMap) {
+        let mut headers = to_nats(&self.headers);
+        headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(self.due)).as_str());
+        headers.insert(NATS_SCHEDULE_TARGET, names.subject(&self.target).as_str());
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, self.replaces.to_string().as_str());
+        if let Some(id) = message_id {
+            headers.insert(NATS_MESSAGE_ID, id);
+        }
+        (names.subject(&self.waits_on), headers)
+    }
 }
 
 /// The stream has it.
@@ -120,14 +135,8 @@ impl Broker {
     ///
     /// Never carries a message id: a repeated one would be answered as a duplicate and store nothing.
     pub(crate) async fn schedule(&self, schedule: &Schedule, wait: Duration) -> Result<Stored, PublishError> {
-        let headers = || {
-            let mut headers = to_nats(&schedule.headers);
-            headers.insert(NATS_SCHEDULE, format!("@at {}", rfc3339(schedule.due)).as_str());
-            headers.insert(NATS_SCHEDULE_TARGET, self.names.subject(&schedule.target).as_str());
-            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, schedule.replaces.to_string().as_str());
-            headers
-        };
         let subject = self.names.subject(&schedule.waits_on);
+        let headers = || schedule.message(&self.names, None).1;
         self.send(subject, Some(StreamKind::Retry), headers, &Bytes::new(), wait).await
     }
 

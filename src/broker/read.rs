@@ -31,6 +31,15 @@ pub(crate) struct Fill {
     pub(crate) max_bytes: Option<u64>,
 }
 
+/// Where a stream ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// The last sequence that it gave.
+    pub(crate) last: u64,
+    /// When it stored the last message; long ago where it never had one.
+    pub(crate) last_stored: SystemTime,
+}
+
 /// The server did not answer the question.
 #[derive(Debug, thiserror::Error)]
 #[error("reading from {stream} failed: {reason}")]
@@ -108,6 +117,12 @@ impl Broker {
     pub(crate) async fn span(&self, kind: StreamKind) -> Result<(u64, u64), ReadError> {
         let info = self.stream(kind).await?.get_info().await.map_err(|error| ReadError::new(kind, error))?;
         Ok((info.state.first_sequence, info.state.last_sequence))
+    }
+
+    /// Where the stream ends, by its leader's word.
+    pub(crate) async fn extent(&self, kind: StreamKind) -> Result<Extent, ReadError> {
+        let info = self.stream(kind).await?.get_info().await.map_err(|error| ReadError::new(kind, error))?;
+        Ok(Extent { last: info.state.last_sequence, last_stored: info.state.last_timestamp.into() })
     }
 
     /// How full every stream is.

@@ -9,10 +9,10 @@ use url::Url;
 use super::endpoints::visit;
 use super::{Common, complain, say, visible};
 use crate::broker::Visitor;
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::config::StreamKind;
 use crate::egress::control::{self, Cancelled, Waiting};
-use crate::egress::{Delivered, Found, inquire};
+use crate::egress::{Delivered, Found, Repair, RepairPage, Repaired, inquire};
 use crate::event::{Name, name};
 
 /// The most deliveries that are listed at once.
@@ -23,6 +23,12 @@ const MANUAL: &str = "\
 The message is published to OUTBOX again as it is there, and goes to the one destination of this delivery, under the \
 same webhook-id and with all its attempts. Its receipt must still be in RECEIPTS, and the message in OUTBOX. What is \
 dead is sent again with `hookbridge dead replay`.";
+
+/// What `deliveries repair --help` ends with.
+const REPAIR: &str = "\
+Couriers do the same every `egress.repair_every`; this does it at once, for what is due later, too. A delivery is lost \
+if its last receipt says that it waits, OUTBOX has handed it out, and RETRY has nothing of it. Where OUTBOX has lost \
+its message, too, it becomes a dead letter without a body. Nothing is sent twice, however many do this at a time.";
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -65,6 +71,16 @@ enum Command {
         #[arg(long, value_name = "DELIVERY_ID", value_parser = delivery_id)]
         delivery: String,
     },
+    /// Schedules again what RETRY has lost: waiting deliveries and deadlines of tasks.
+    #[command(after_help = REPAIR)]
+    Repair {
+        /// Only print what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Cancels one delivery that has not ended.
     Cancel {
         /// The agent that published the message.
@@ -87,6 +103,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load_or_default()?;
     let control = visit(&config).await?;
     match arguments.command {
+        Command::Repair { dry_run, json } => repair(control.visitor(), dry_run, json).await,
         Command::Redeliver { agent, delivery } => redeliver(control.visitor(), &agent, &delivery).await,
         Command::List { endpoint, callback, agent, limit, after, json } => {
             let token = endpoint.as_ref().map(control::of_endpoint);
@@ -123,6 +140,71 @@ fn as_line(waiting: &Waiting) -> String {
         "{:<32} agent {:<12} to {:<24} attempt {} due {}{held}",
         waiting.delivery_id, waiting.agent, waiting.destination, waiting.attempt, waiting.due
     )
+}
+
+async fn repair(visitor: &Visitor, dry_run: bool, json: bool) -> anyhow::Result<()> {
+    let now = Clock::default().now();
+    let repair = Repair { visitor, now, overdue: None, dry_run };
+    let mut count = 0_usize;
+    let mut show = |page: &RepairPage| {
+        for repaired in &page.repaired {
+            count += 1;
+            say(&visible(&if json {
+                repaired_as_json(repaired, dry_run)
+            } else {
+                repaired_as_line(repaired, dry_run)
+            }));
+        }
+    };
+    let mut from = Some(1);
+    while let Some(place) = from {
+        let page = repair.deliveries(place).await.context("RECEIPTS and RETRY")?;
+        show(&page);
+        from = page.next;
+    }
+    from = Some(1);
+    while let Some(place) = from {
+        let page = repair.deadlines(place).await.context("deadlines of tasks")?;
+        show(&page);
+        from = page.next;
+    }
+    if !json {
+        complain(&match (count, dry_run) {
+            (0, _) => "nothing is lost".to_owned(),
+            (count, true) => format!("{count} lost; nothing was changed"),
+            (count, false) => format!("{count} lost and repaired"),
+        });
+    }
+    Ok(())
+}
+
+fn repaired_as_json(repaired: &Repaired, dry_run: bool) -> String {
+    let what = repaired.as_str();
+    match repaired {
+        Repaired::Rescheduled { agent, delivery_id, attempt, due } => serde_json::json!({"outcome": what,
+            "agent": agent, "delivery": delivery_id, "attempt": attempt, "due": rfc3339(*due), "dry_run": dry_run}),
+        Repaired::Dead { agent, delivery_id } => {
+            serde_json::json!({"outcome": what, "agent": agent, "delivery": delivery_id, "dry_run": dry_run})
+        }
+        Repaired::Deadline { agent, task_id, due } => serde_json::json!({"outcome": what, "agent": agent,
+            "task_id": task_id, "due": rfc3339(*due), "dry_run": dry_run}),
+    }
+    .to_string()
+}
+
+fn repaired_as_line(repaired: &Repaired, dry_run: bool) -> String {
+    let verb = if dry_run { "would be" } else { "is" };
+    match repaired {
+        Repaired::Rescheduled { agent, delivery_id, attempt, due } => {
+            format!("delivery {delivery_id} of agent {agent}: attempt {attempt} {verb} scheduled for {}", rfc3339(*due))
+        }
+        Repaired::Dead { agent, delivery_id } => {
+            format!("delivery {delivery_id} of agent {agent}: {verb} dead, OUTBOX has lost its message, too")
+        }
+        Repaired::Deadline { agent, task_id, due } => {
+            format!("task {task_id} of agent {agent}: its deadline {verb} scheduled for {}", rfc3339(*due))
+        }
+    }
 }
 
 async fn redeliver(visitor: &Visitor, agent: &Name, delivery: &str) -> anyhow::Result<()> {

@@ -46,6 +46,11 @@ pub struct Egress {
     /// When a destination that fails is left alone for a while.
     #[serde(deserialize_with = "breaker_or_none")]
     pub breaker: Option<Breaker>,
+    /// How often each courier looks for waiting deliveries and deadlines that RETRY has lost, because somebody purged it
+    /// or it was damaged: they are scheduled again, or become dead letters where OUTBOX has lost them, too. `"0s"`
+    /// never looks; `hookbridge deliveries repair` looks at once.
+    #[serde(with = "humantime_serde")]
+    pub repair_every: Duration,
     /// The keys that seal what is stored of endpoints at run time, 32 bytes each in base64 or hexadecimal. The first
     /// seals, all open: rotation. Without any, endpoints come from the configuration alone.
     pub seal_keys: Vec<SecretRef>,
@@ -90,6 +95,7 @@ impl Default for Egress {
             max_concurrent: 128,
             rate: None,
             breaker: Some(Breaker::default()),
+            repair_every: Duration::from_secs(300),
             seal_keys: Vec::new(),
             allow_networks: Vec::new(),
             allow_hosts: Vec::new(),

@@ -65,6 +65,7 @@ impl Courier {
     /// Works until stopped, then finishes what it holds.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let worker = &self.worker;
+        worker.stops_with(&stop);
         // Nothing is sent before it is known what is disabled.
         if stop.run_until_cancelled(self.load()).await.is_none() {
             return;
@@ -90,6 +91,7 @@ impl Courier {
             self.lines(&stop, &deliveries),
             worker.release_recovered(&stop),
             worker.sweep_changed(&stop),
+            worker.repair_lost(&stop),
             alarm::watch(&self.broker, &self.metrics, &stop),
         );
         deliveries.close();
@@ -183,7 +185,7 @@ async fn take(worker: Arc<Worker>, received: Received, slot: Slot, mut from: Fro
         Answer::Terminate => received.terminate().await,
         // Another message of the same delivery than the one in hand: nobody else will answer for it.
         Answer::Silence if matches!(from, From::Retry) => received.give_back(WHILE_IN_HAND).await,
-        Answer::Silence => {}
+        Answer::Silence | Answer::LeftToStream => {}
     }
     worker.metrics.deliveries.dec();
     drop(slot);
@@ -194,7 +196,12 @@ async fn alive(received: &Received, mut work: Pin<&mut impl Future<Output = Answ
     loop {
         match tokio::time::timeout(SIGN_OF_LIFE, work.as_mut()).await {
             Ok(answer) => return answer,
-            Err(_) => received.progress().await,
+            // It may have to be looked for first; the work does not wait for that.
+            Err(_) => tokio::select! {
+                biased;
+                answer = work.as_mut() => return answer,
+                () = received.progress() => {}
+            },
         }
     }
 }

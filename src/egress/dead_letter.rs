@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::intake::Original;
+use super::outbox_message::OutboxMessage;
 use super::reason::{Refusal, printable};
 use super::receipt::{Receipt, Status};
 use super::replay::{Origin, REPLAY_OF};
@@ -26,7 +27,7 @@ pub(super) struct DeadLetter<'a> {
     pub(super) refusal: &'a Refusal,
     /// The outbox message; none when it has expired.
     pub(super) original: Option<&'a Original>,
-    pub(super) sequence: u64,
+    pub(super) about: OutboxMessage,
 }
 
 impl<'a> DeadLetter<'a> {
@@ -46,7 +47,7 @@ impl<'a> DeadLetter<'a> {
             duration: None,
             next_attempt: None,
             at,
-            sequence: self.sequence,
+            about: self.about,
             response: None,
         }
     }
@@ -60,7 +61,7 @@ impl<'a> DeadLetter<'a> {
         headers.push("Hookbridge-Attempt", self.attempt.to_string());
         headers.push("Hookbridge-Message-Id", self.message_id);
         headers.push("Hookbridge-Delivery-Id", self.delivery_id);
-        headers.push("Hookbridge-Outbox-Sequence", self.sequence.to_string());
+        self.about.write(&mut headers);
         let mut payload = Bytes::new();
         if let Some(original) = self.original {
             // Whole, however long: a replay is published on it.
@@ -81,7 +82,9 @@ impl<'a> DeadLetter<'a> {
                 headers.push("Hookbridge-Body", "too-large");
             }
         }
-        Outgoing { subject: format!("dead.{}.{}", self.agent, self.delivery_id), headers, payload, message_id: None }
+        // By it the stream knows a letter that is published again because it was not confirmed.
+        let message_id = Some(format!("{}:{}", self.about.key(), self.delivery_id));
+        Outgoing { subject: format!("dead.{}.{}", self.agent, self.delivery_id), headers, payload, message_id }
     }
 }
 
@@ -116,7 +119,7 @@ mod tests {
             attempt: 3,
             refusal: &refusal,
             original: Some(&original),
-            sequence: 7,
+            about: original.about(),
         };
         letter.message(max_payload)
     }

@@ -15,6 +15,7 @@ use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::gate::{NotNow, Pass};
 use super::ledger::Known;
+use super::link::{self, Interrupted, Resumed};
 use super::payload::Payload;
 use super::pointer::Why;
 use super::reason::{Failure, Reason, Refusal};
@@ -42,10 +43,10 @@ type Attempted<'a> = Option<(&'a Attempt, Duration)>;
 impl Worker {
     /// Works on one delivery up to the point where its message can be acked.
     pub(super) async fn work(&self, job: &Job<'_>, in_doubt: bool) -> Answer {
-        let (agent, delivery_id, sequence) = (&job.message.agent, &job.route.delivery_id, job.original.sequence);
-        let Some(_hold) = self.held.take(sequence, delivery_id) else { return Answer::Silence };
+        let (agent, delivery_id, about) = (&job.message.agent, &job.route.delivery_id, job.original.about());
+        let Some(_hold) = self.held.take(about, delivery_id) else { return Answer::Silence };
         if in_doubt {
-            match Box::pin(self.ledger.look_up(agent, delivery_id, sequence, job.attempt)).await {
+            match Box::pin(self.ledger.look_up(agent, delivery_id, about, job.attempt)).await {
                 Ok(Known::Open) => {}
                 Ok(Known::Ended | Known::Scheduled) => {
                     self.metrics.already_done.inc();
@@ -65,7 +66,18 @@ impl Worker {
         match &job.route.destination {
             Err(refusal) => Box::pin(self.give_up(job, refusal, None, None)).await,
             Ok(destination) => {
-                if let Some(due) = self.approach(job, destination).await.filter(|_| job.in_line) {
+                let mut connection = job.received.map_or(0, |received| received.asked_over());
+                let due = loop {
+                    match self.approach(job, destination, connection).await {
+                        Ok(due) => break due,
+                        Err(Interrupted) => match Box::pin(self.resume(job)).await {
+                            Resumed::On(confirmed) => connection = confirmed,
+                            Resumed::Ended => break None,
+                            Resumed::LeftToStream => return Answer::LeftToStream,
+                        },
+                    }
+                };
+                if let Some(due) = due.filter(|_| job.in_line) {
                     return Answer::AgainAt(due);
                 }
             }
@@ -74,26 +86,32 @@ impl Worker {
     }
 
     /// Makes the attempt, if one may be made now; else lets the delivery wait. Returns when it comes again, if it does.
-    async fn approach(&self, job: &Job<'_>, destination: &Destination) -> Option<SystemTime> {
+    /// The error: the `connection` over which it was made sure that nobody else makes it is no longer there.
+    async fn approach(
+        &self,
+        job: &Job<'_>,
+        destination: &Destination,
+        connection: u64,
+    ) -> Result<Option<SystemTime>, Interrupted> {
         match self.standing(job, destination) {
             Standing::Open => {}
             Standing::Paused => {
                 // Whoever resumes it brings the delivery forward; this is for when nobody is there to do it.
                 let until = self.clock.now() + PAUSED.mul_f64(0.5 + rand::random::<f64>());
-                return Box::pin(self.hold(job, Why::Paused, until)).await;
+                return Ok(Box::pin(self.hold(job, Why::Paused, until)).await);
             }
             ended => {
                 Box::pin(self.end_by_word(job, ended)).await;
-                return None;
+                return Ok(None);
             }
         }
         match Box::pin(self.in_turn(job)).await {
             Ok(()) => {}
             Err(NotItsTurn::Superseded(detail)) => {
                 Box::pin(self.cancel(job, SUPERSEDED, detail)).await;
-                return None;
+                return Ok(None);
             }
-            Err(NotItsTurn::NotYet(until)) => return Box::pin(self.hold(job, Why::Turn, until)).await,
+            Err(NotItsTurn::NotYet(until)) => return Ok(Box::pin(self.hold(job, Why::Turn, until)).await),
         }
         let made = match self.registry.now().with_reply(job.message, job.original.stored) {
             Ok(message) => self.sender.payload(destination, &message, job.original.stored).await,
@@ -104,16 +122,19 @@ impl Worker {
             Err(refusal) => {
                 // The same body would be made of it every time.
                 Box::pin(self.give_up(job, &refusal, None, None)).await;
-                return None;
+                return Ok(None);
             }
         };
         let policy = destination.policy();
         let token = job.route.token.as_deref().unwrap_or_default();
         match self.gates.pass(token, policy, job.held, !job.in_line).await {
-            Ok(pass) => self.attempt(job, destination, &payload, pass).await,
+            Ok(pass) => {
+                self.may_begin(job, connection)?;
+                Ok(self.attempt(job, destination, &payload, pass).await)
+            }
             Err(NotNow { why, until }) => {
                 Box::pin(self.tell_no_more(job)).await;
-                Box::pin(self.hold(job, why, until)).await
+                Ok(Box::pin(self.hold(job, why, until)).await)
             }
         }
     }
@@ -197,6 +218,9 @@ impl Worker {
     /// Schedules the next attempt, then tells the agent.
     async fn put_off(&self, job: &Job<'_>, attempt: &Attempt, due: SystemTime, took: Duration, trace: &trace::Context) {
         let outcome = &attempt.outcome;
+        if self.is_lost(job.original).await {
+            return Box::pin(self.give_up(job, &link::lost(), Some((attempt, took)), Some(trace))).await;
+        }
         // What stands in a line waits there.
         if !job.in_line {
             self.schedule(job, job.attempt + 1, None, due).await;
@@ -234,7 +258,7 @@ impl Worker {
             attempt: if attempted.is_some() { job.attempt } else { job.attempt - 1 },
             refusal,
             original: Some(job.original),
-            sequence: job.original.sequence,
+            about: job.original.about(),
         };
         let trace = trace.or(job.message.trace.as_ref());
         self.bury(&letter, &job.route.metric_name, attempted, trace).await;
@@ -290,7 +314,7 @@ impl Worker {
             duration: Some(took),
             next_attempt: None,
             at: self.clock.now(),
-            sequence: job.original.sequence,
+            about: job.original.about(),
             response: attempt.response.as_ref(),
         }
     }

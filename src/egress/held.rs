@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::outbox_message::OutboxMessage;
+
 /// The deliveries in hand. Bounded by the slots of the consumers.
 #[derive(Clone, Default)]
 pub(super) struct Held(Arc<Mutex<HashSet<String>>>);
@@ -15,8 +17,8 @@ pub(super) struct Hold {
 
 impl Held {
     /// Takes a delivery in hand; `None` when it already is.
-    pub(super) fn take(&self, sequence: u64, delivery_id: &str) -> Option<Hold> {
-        let key = format!("{sequence}.{delivery_id}");
+    pub(super) fn take(&self, message: OutboxMessage, delivery_id: &str) -> Option<Hold> {
+        let key = format!("{}.{delivery_id}", message.key());
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert(key.clone()).then(|| Hold { held: self.clone(), key })
     }

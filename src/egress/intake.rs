@@ -15,6 +15,7 @@ use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
 
+use super::outbox_message::OutboxMessage;
 use super::reason::{Reason, Refusal};
 use super::replay::Replayed;
 use crate::event::headers::Headers;
@@ -47,6 +48,11 @@ pub(super) struct Original {
 }
 
 impl Original {
+    /// Which message it is.
+    pub(super) fn about(&self) -> OutboxMessage {
+        OutboxMessage::new(self.sequence, self.stored)
+    }
+
     /// The id that the message has if it brings none.
     fn made_id(&self) -> String {
         id::stored_message(&self.stream, self.sequence, self.stored)

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::outbox_message::OutboxMessage;
 use super::receipt::{self, Receipt, Status};
 use crate::broker::{Broker, Outgoing, PublishError, ReadError, Schedule, Stored};
 use crate::config::StreamKind;
@@ -89,14 +90,14 @@ impl Ledger {
         &self,
         agent: &str,
         delivery_id: &str,
-        sequence: u64,
+        message: OutboxMessage,
         attempt: u32,
     ) -> Result<Known, ReadError> {
         let last = |status| {
             let subject = receipt::subject(agent, status, delivery_id);
             async move {
                 let stored = self.broker.last(StreamKind::Receipts, &subject).await?;
-                Ok(stored.and_then(|stored| receipt::attempt_of(&stored, sequence)))
+                Ok(stored.and_then(|stored| receipt::attempt_of(&stored, message)))
             }
         };
         let [delivered, dead, cancelled] = Status::TERMINAL.map(last);
@@ -113,11 +114,11 @@ impl Ledger {
         &self,
         agent: &str,
         delivery_id: &str,
-        sequence: u64,
+        message: OutboxMessage,
     ) -> Result<receipt::Progress, ReadError> {
         let subject = receipt::subject(agent, Status::Retrying, delivery_id);
         let stored = self.broker.last(StreamKind::Receipts, &subject).await?;
-        Ok(stored.and_then(|stored| receipt::progress(&stored, sequence)).unwrap_or_default())
+        Ok(stored.and_then(|stored| receipt::progress(&stored, message)).unwrap_or_default())
     }
 
     /// Tries until the stream confirms, or for as long as `within`. While NATS is away it waits for it without counting.

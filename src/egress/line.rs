@@ -184,7 +184,7 @@ impl Worker {
         }
         let routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         let Some(route) = routes.iter().find(|route| is_for(route, endpoint, &message)) else { return Answer::Ack };
-        let made = match self.ledger.progress(&message.agent, &route.delivery_id, original.sequence).await {
+        let made = match self.ledger.progress(&message.agent, &route.delivery_id, original.about()).await {
             Ok(made) => made,
             Err(error) => {
                 tracing::warn!("The line of {endpoint} has to wait: {error}");
@@ -204,6 +204,7 @@ impl Worker {
             held: made.held(),
             in_line: true,
             turn: None,
+            received: Some(received),
         };
         self.work(&job, true).await
     }

@@ -4,10 +4,11 @@ use std::time::SystemTime;
 
 use super::dead_letter::DeadLetter;
 use super::intake::{Message, Original};
+use super::outbox_message::OutboxMessage;
 use super::reason::Refusal;
 use super::route::Route;
 use crate::broker::{BODY_BYTES, Schedule};
-use crate::event::headers::{Headers, OUTBOX_SEQUENCE};
+use crate::event::headers::Headers;
 use crate::event::name;
 
 const AGENT: &str = "Hookbridge-Agent";
@@ -28,6 +29,8 @@ const MAX_TOKEN: usize = 2 + 64;
 pub(super) struct Pointer {
     /// The message in OUTBOX.
     pub(super) sequence: u64,
+    /// When that message was stored; unknown in what an earlier version wrote.
+    pub(super) stored: Option<SystemTime>,
     pub(super) agent: String,
     pub(super) message_id: String,
     pub(super) delivery_id: String,
@@ -81,6 +84,7 @@ impl Pointer {
     pub(super) fn new(original: &Original, message: &Message, route: &Route, attempt: u32) -> Option<Self> {
         Some(Self {
             sequence: original.sequence,
+            stored: Some(original.stored),
             agent: message.agent.clone(),
             message_id: message.id.clone(),
             delivery_id: route.delivery_id.clone(),
@@ -92,10 +96,31 @@ impl Pointer {
         })
     }
 
+    /// The pointer to an update of a task that was not applied yet: where it goes is not known before it is.
+    pub(super) fn of_update(original: &Original, message: &Message) -> Self {
+        Self {
+            sequence: original.sequence,
+            stored: Some(original.stored),
+            agent: message.agent.clone(),
+            message_id: message.id.clone(),
+            delivery_id: message.id.clone(),
+            destination: String::new(),
+            token: update_token(&message.agent),
+            attempt: 1,
+            held: None,
+            body_bytes: original.payload.len(),
+        }
+    }
+
+    /// Whether it is the pointer to an update that was not applied yet.
+    pub(super) fn is_of_update(&self) -> bool {
+        self.token == update_token(&self.agent)
+    }
+
     /// The pointer as headers.
     pub(super) fn headers(&self) -> Headers {
         let mut headers = Headers::default();
-        headers.push(OUTBOX_SEQUENCE, self.sequence.to_string());
+        self.about().write(&mut headers);
         headers.push(AGENT, self.agent.as_str());
         headers.push(MESSAGE, self.message_id.as_str());
         headers.push(DELIVERY, self.delivery_id.as_str());
@@ -112,8 +137,10 @@ impl Pointer {
     /// Reads a pointer. `None` when it is not what Hookbridge writes.
     pub(super) fn read(headers: &Headers) -> Option<Self> {
         let text = |name| headers.get(name).map(str::to_owned);
+        let OutboxMessage { sequence, stored } = OutboxMessage::read(headers)?;
         let pointer = Self {
-            sequence: headers.get(OUTBOX_SEQUENCE)?.parse().ok()?,
+            sequence,
+            stored,
             agent: text(AGENT)?,
             message_id: text(MESSAGE)?,
             delivery_id: text(DELIVERY)?,
@@ -130,6 +157,11 @@ impl Pointer {
             && is_tokens(&pointer.token, MAX_TOKEN)
             && pointer.delivery_id.starts_with(&pointer.message_id);
         ids.then_some(pointer)
+    }
+
+    /// The message that it points to.
+    pub(super) fn about(&self) -> OutboxMessage {
+        OutboxMessage { sequence: self.sequence, stored: self.stored }
     }
 
     /// Where the delivery can wait: under its id, or, where another message of the same id waits, one token
@@ -180,9 +212,14 @@ impl Pointer {
             attempt: self.attempt - 1,
             refusal,
             original,
-            sequence: self.sequence,
+            about: self.about(),
         }
     }
+}
+
+/// The token under which an agent's updates of tasks wait that were put off before they were applied.
+pub(super) fn update_token(agent: &str) -> String {
+    format!("u_{agent}")
 }
 
 /// The subjects on which everything waits that is for one destination.
@@ -207,6 +244,7 @@ mod tests {
     fn pointer() -> Pointer {
         Pointer {
             sequence: 7,
+            stored: Some(SystemTime::UNIX_EPOCH),
             agent: "planner".to_owned(),
             message_id: "m".to_owned(),
             delivery_id: "m-X".to_owned(),

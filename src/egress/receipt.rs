@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::capture::{Captured, Told};
+use super::outbox_message::OutboxMessage;
 use super::pointer::Why;
 use super::reason::Failure;
 use crate::broker::{Outgoing, StoredMessage};
-use crate::clock::rfc3339;
+use crate::clock::{rfc3339, unix_millis};
 use crate::event::headers::{Headers, OUTBOX_SEQUENCE};
 use crate::event::trace;
 
@@ -60,8 +61,8 @@ pub(super) struct Receipt<'a> {
     pub(super) duration: Option<Duration>,
     pub(super) next_attempt: Option<SystemTime>,
     pub(super) at: SystemTime,
-    /// The message in OUTBOX that this is about: ids can repeat, sequences cannot.
-    pub(super) sequence: u64,
+    /// The message in OUTBOX that this is about: ids can repeat.
+    pub(super) about: OutboxMessage,
     /// What the endpoint answered, where it is captured.
     pub(super) response: Option<&'a Captured>,
 }
@@ -112,10 +113,12 @@ pub(super) fn about(receipt: &StoredMessage) -> Option<u64> {
 }
 
 /// What a stored receipt tells, if it is about this outbox message.
-pub(super) fn progress(receipt: &StoredMessage, sequence: u64) -> Option<Progress> {
-    let about = about(receipt)?;
+pub(super) fn progress(receipt: &StoredMessage, message: OutboxMessage) -> Option<Progress> {
+    let about = OutboxMessage::read(&receipt.headers)?;
+    // A receipt that does not say which message of this sequence it is about cannot tell of one that came after it.
+    let is_later = about.stored.is_none() && message.stored.is_some_and(|stored| stored > receipt.stored);
     let progress = serde_json::from_slice(&receipt.payload).ok()?;
-    (about == sequence).then_some(progress)
+    (about.is(&message) && !is_later).then_some(progress)
 }
 
 /// How far a delivery is, by the last word on it.
@@ -128,14 +131,14 @@ pub(super) struct LastWord {
 }
 
 /// What the last of all receipts of a delivery says, if it is about this outbox message.
-pub(super) fn state(receipt: &StoredMessage, sequence: u64) -> Option<LastWord> {
+pub(super) fn state(receipt: &StoredMessage, message: OutboxMessage) -> Option<LastWord> {
     let is_over = receipt.subject.split('.').nth(2) != Some(Status::Retrying.as_str());
-    attempt_of(receipt, sequence).map(|attempt| LastWord { is_over, attempt })
+    attempt_of(receipt, message).map(|attempt| LastWord { is_over, attempt })
 }
 
 /// The attempt that a stored receipt tells of, if it is about this outbox message.
-pub(super) fn attempt_of(receipt: &StoredMessage, sequence: u64) -> Option<u32> {
-    progress(receipt, sequence).map(|progress| progress.attempt)
+pub(super) fn attempt_of(receipt: &StoredMessage, message: OutboxMessage) -> Option<u32> {
+    progress(receipt, message).map(|progress| progress.attempt)
 }
 
 impl Receipt<'_> {
@@ -172,7 +175,7 @@ impl Receipt<'_> {
             response: self.response.zip(room).map(|(response, room)| response.told(room)),
         };
         let mut headers = Headers::default();
-        headers.push(OUTBOX_SEQUENCE, self.sequence.to_string());
+        self.about.write(&mut headers);
         if let Some(trace) = trace {
             trace.write(&mut headers);
         }
@@ -181,8 +184,17 @@ impl Receipt<'_> {
             headers,
             // Texts, numbers and nothing else: this always serializes.
             payload: serde_json::to_vec(&body).unwrap_or_default().into(),
-            message_id: None,
+            message_id: Some(self.repeat_id()),
         }
+    }
+
+    /// By this id the stream knows a receipt that is published again because it was not confirmed. What ends a
+    /// delivery, and each attempt, is told once, whoever tells it; that it waits may be told again.
+    fn repeat_id(&self) -> String {
+        let Self { about, delivery_id, status, attempt, .. } = self;
+        let waits = self.reason.filter(|_| *status == Status::Retrying);
+        let waits = waits.map(|reason| format!(":{reason}:{}", unix_millis(self.at))).unwrap_or_default();
+        format!("{}:{delivery_id}:{}:{attempt}{waits}", about.key(), status.as_str())
     }
 }
 
@@ -221,7 +233,7 @@ mod tests {
             duration: None,
             next_attempt: None,
             at: SystemTime::UNIX_EPOCH,
-            sequence: 7,
+            about: OutboxMessage::at(7),
             response: Some(response),
         }
     }

@@ -125,6 +125,11 @@ impl Registry {
         self.config.streams.limits(StreamKind::Outbox).max_age
     }
 
+    /// Whether an endpoint is one of the configuration, and so was there when the process began.
+    pub(super) fn is_configured(&self, name: &Name) -> bool {
+        self.configured.endpoints.contains_key(name)
+    }
+
     /// The URL of the destination of this token, where it is an endpoint.
     pub(super) fn url_of(&self, token: &str) -> Option<Url> {
         let now = self.now();

@@ -8,6 +8,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::dead_letter::is_original;
+use super::outbox_message::OutboxMessage;
 use super::receipt::{self, Receipt, Status};
 use crate::broker::{Outgoing, PublishError, StoredMessage, Visitor};
 use crate::config::StreamKind;
@@ -180,7 +181,7 @@ impl<'a> Again<'a> {
             response: None,
             next_attempt: None,
             at: now,
-            sequence,
+            about: OutboxMessage::at(sequence),
         }
     }
 }

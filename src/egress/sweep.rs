@@ -93,7 +93,7 @@ impl Worker {
             next_attempt: None,
             response: None,
             at: self.clock.now(),
-            sequence: job.original.sequence,
+            about: job.original.about(),
         };
         self.ledger.receipt(&receipt, None).await;
         self.metrics.cancelled.inc();

@@ -45,6 +45,13 @@ pub(super) enum Arrived {
     Full,
 }
 
+/// The attempt at a callback that comes next, and why it waited.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    pub(super) attempt: u32,
+    pub(super) held: Option<Why>,
+}
+
 /// What there is of a task.
 enum Found {
     /// Its state, and the revision by which that can be changed.
@@ -88,13 +95,14 @@ impl Worker {
     /// Deals with an update of a task.
     pub(super) async fn update(
         &self,
+        received: &Received,
         original: &Original,
         mut message: Message,
         arrived: Arrived,
-        attempt: u32,
-        held: Option<Why>,
+        next: Next,
         in_doubt: bool,
     ) -> Answer {
+        let Next { attempt, held } = next;
         let turn = match (arrived, &message.target) {
             (Arrived::Turn(turn), _) => Some(turn),
             (Arrived::Other, Target::Task(task_id)) => self.turn(&message.agent, task_id),
@@ -118,7 +126,8 @@ impl Worker {
             Led::To(route) => {
                 let (original, message, route) = (original, &message, &route);
                 let turn = Mutex::new(turn);
-                let job = Job { original, message, route, attempt, held, in_line: false, turn: Some(&turn) };
+                let (turn, received) = (Some(&turn), Some(received));
+                let job = Job { original, message, route, attempt, held, in_line: false, turn, received };
                 self.work(&job, in_doubt).await
             }
         }
@@ -317,7 +326,7 @@ impl Worker {
             duration: None,
             next_attempt: None,
             at: self.clock.now(),
-            sequence: original.sequence,
+            about: original.about(),
             response: None,
         };
         self.ledger.receipt(&receipt, message.trace.as_ref()).await;

@@ -35,7 +35,7 @@ pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> V
         attempt: 0,
         refusal: &refusal,
         original: Some(&original),
-        sequence: found.sequence,
+        about: original.about(),
     };
     let mut buried = letter.message(max_payload);
     // Nobody knows where the message was to go: it cannot be replayed.

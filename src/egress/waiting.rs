@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::link;
 use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
 use super::receipt::{Receipt, Status};
@@ -68,6 +69,10 @@ impl Worker {
             self.give_up(job, &Refusal::new(Reason::Expired, detail), None, None).await;
             return None;
         }
+        if self.is_lost(job.original).await {
+            self.give_up(job, &link::lost(), None, None).await;
+            return None;
+        }
         let mut due = last.map_or(until, |last| until.min(last));
         if job.in_line {
             // Nobody brings forward what stands in a line: it looks again.
@@ -116,7 +121,7 @@ impl Worker {
             next_attempt: Some(due).filter(|_| why != Why::Paused),
             response: None,
             at: now,
-            sequence: job.original.sequence,
+            about: job.original.about(),
         };
         self.ledger.receipt(&receipt, job.message.trace.as_ref()).await;
     }
@@ -171,7 +176,7 @@ impl Worker {
         };
         let is_schedule = waiting.headers.get(SCHEDULE).is_some();
         match Pointer::read(&waiting.headers).filter(|found| is_schedule && found.is_waiting_on(waits_on)) {
-            Some(found) if found.sequence != pointer.sequence => Place::Taken,
+            Some(found) if !found.about().is(&pointer.about()) => Place::Taken,
             Some(found) if found.attempt >= pointer.attempt => Place::Ours,
             Some(_) => Place::Earlier(waiting.sequence),
             None => {

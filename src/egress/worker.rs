@@ -1,10 +1,11 @@
 //! From a message of OUTBOX or RETRY to deliveries: understand, route, split, resolve.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::dead_letter::DeadLetter;
 use super::destination::Destination;
@@ -19,7 +20,7 @@ use super::registry::Registry;
 use super::route::{self, Route};
 use super::send::Sender;
 use super::standing::Standings;
-use super::task::Arrived;
+use super::task::{Arrived, Next};
 use super::turns::{Turn, Turns};
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
@@ -58,6 +59,12 @@ pub(super) struct Worker {
     /// The highest sequence of OUTBOX that was taken.
     highest: AtomicU64,
     replicated: bool,
+    /// How often it looks for what RETRY has lost, if it does.
+    pub(super) repair_every: Option<Duration>,
+    /// When this process began.
+    pub(super) started: SystemTime,
+    /// Cancelled when the courier takes no more and finishes what it has.
+    stop: OnceLock<CancellationToken>,
 }
 
 /// What to tell the stream about a message.
@@ -71,6 +78,8 @@ pub(super) enum Answer {
     AgainAt(SystemTime),
     /// Not a message that anybody can act on.
     Terminate,
+    /// It is the stream's again, and comes again by itself.
+    LeftToStream,
     /// This process has the delivery in hand already; whoever does answers for its own message.
     Silence,
 }
@@ -88,6 +97,8 @@ pub(super) struct Job<'a> {
     pub(super) in_line: bool,
     /// Its place among the updates of its task.
     pub(super) turn: Option<&'a Mutex<Turn>>,
+    /// The message in hand; none where no attempt can follow.
+    pub(super) received: Option<&'a Received>,
 }
 
 /// What a pointer leads to.
@@ -98,8 +109,8 @@ pub(super) enum Resolved {
         /// None for an update of a task: where it goes depends on the task's state.
         route: Option<Box<Route>>,
     },
-    /// The outbox message is gone.
-    Expired,
+    /// The outbox message is gone, and how.
+    Expired(&'static str),
     /// It does not belong to any message of ours.
     Forged(&'static str),
     /// NATS did not say.
@@ -130,12 +141,24 @@ impl Worker {
             process: format!("{:016x}", rand::random::<u64>()),
             highest: AtomicU64::new(0),
             replicated: config.nats.replicas > 1,
+            repair_every: Some(egress.repair_every).filter(|every| !every.is_zero()),
+            started: clock.now(),
+            stop: OnceLock::new(),
             broker,
             registry,
             guard,
             clock,
             metrics,
         })
+    }
+
+    /// Lets what waits for a connection end when the courier stops.
+    pub(super) fn stops_with(&self, stop: &CancellationToken) {
+        self.stop.get_or_init(|| stop.clone());
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop.get().is_some_and(CancellationToken::is_cancelled)
     }
 
     /// Hears of a key of the bucket: what is said about a destination or a delivery, an endpoint, a breaker.
@@ -166,7 +189,15 @@ impl Worker {
             Err(malformed) => return Box::pin(self.bury_malformed(&original, &malformed, in_doubt)).await,
         };
         if let Target::Task(_) = &message.target {
-            return Box::pin(self.update(&original, message, arrived, 1, None, in_doubt)).await;
+            return Box::pin(self.update(
+                received,
+                &original,
+                message,
+                arrived,
+                Next { attempt: 1, held: None },
+                in_doubt,
+            ))
+            .await;
         }
         let mut routes = route::route(&self.registry.now(), &self.guard, &original.subject, &message);
         if !self.leave_to_lines(&original.subject, &mut routes) {
@@ -181,8 +212,16 @@ impl Worker {
         let [route] = routes.as_slice() else {
             return Box::pin(self.split(&original, &message, &routes)).await;
         };
-        let job =
-            Job { original: &original, message: &message, route, attempt: 1, held: None, in_line: false, turn: None };
+        let job = Job {
+            original: &original,
+            message: &message,
+            route,
+            attempt: 1,
+            held: None,
+            in_line: false,
+            turn: None,
+            received: Some(received),
+        };
         self.work(&job, in_doubt).await
     }
 
@@ -203,7 +242,8 @@ impl Worker {
                 if message.id != pointer.delivery_id {
                     return self.forged(received, "it points to another delivery than the message has");
                 }
-                self.update(&original, *message, Arrived::Other, pointer.attempt, pointer.held, true).await
+                let next = Next { attempt: pointer.attempt, held: pointer.held };
+                self.update(received, &original, *message, Arrived::Other, next, true).await
             }
             Resolved::Delivery { original, message, route: Some(route) } => {
                 let (attempt, route) = (pointer.attempt, &route);
@@ -215,10 +255,11 @@ impl Worker {
                     held: pointer.held,
                     in_line: false,
                     turn: None,
+                    received: Some(received),
                 };
                 self.work(&job, true).await
             }
-            Resolved::Expired => self.bury_expired(&pointer).await,
+            Resolved::Expired(detail) => self.bury_expired(&pointer, detail).await,
             Resolved::Forged(why) => self.forged(received, why),
             Resolved::Unknown => Answer::Again,
         }
@@ -237,11 +278,15 @@ impl Worker {
             }
         };
         let original = self.original(found);
+        if pointer.stored.is_some_and(|stored| stored != original.stored) {
+            let why = "it points to a message that was stored at another time";
+            return self.other_message(pointer, &original, why).await;
+        }
         let Ok(message) = intake::understand(&original) else {
-            return Resolved::Forged("it points to a message that was not understood");
+            return self.other_message(pointer, &original, "it points to a message that was not understood").await;
         };
         if (&message.agent, &message.id) != (&pointer.agent, &pointer.message_id) {
-            return Resolved::Forged("it points to a message of another agent or id");
+            return self.other_message(pointer, &original, "it points to a message of another agent or id").await;
         }
         if matches!(message.target, Target::Task(_)) {
             return Resolved::Delivery { original, message: Box::new(message), route: None };
@@ -259,13 +304,46 @@ impl Worker {
         Resolved::Delivery { original, message: Box::new(message), route: Some(Box::new(route)) }
     }
 
+    /// A pointer to a sequence that another message has: expired if OUTBOX gave the sequence again after it was
+    /// emptied, restored or cut off, forged if it never can have been right.
+    async fn other_message(&self, pointer: &Pointer, found: &Original, why: &'static str) -> Resolved {
+        // The message that took the place is younger than the one that was lost.
+        let is_younger = pointer.stored.is_some_and(|stored| stored < found.stored);
+        self.lost_or_forged(pointer, is_younger, "OUTBOX has lost the message, and another one has its sequence", why)
+            .await
+    }
+
     /// A pointer whose message is not there: expired if it once was, forged if it never can have been.
     async fn without_message(&self, pointer: &Pointer) -> Resolved {
-        match self.broker.span(StreamKind::Outbox).await {
-            Ok((_, last)) if pointer.sequence == 0 || pointer.sequence > last => {
-                Resolved::Forged("it points to no message")
+        match self.broker.extent(StreamKind::Outbox).await {
+            Ok(outbox) if pointer.sequence == 0 || pointer.sequence > outbox.last => {
+                // Later than everything that is left: the end of the stream was lost, or all of it.
+                let is_later = pointer.stored.is_some_and(|stored| stored > outbox.last_stored);
+                let detail = "OUTBOX has lost the message: it ends before its sequence";
+                self.lost_or_forged(pointer, is_later, detail, "it points to no message").await
             }
-            Ok(_) => Resolved::Expired,
+            Ok(_) => Resolved::Expired("the message is no longer in OUTBOX"),
+            Err(error) => {
+                tracing::warn!("A delivery has to wait: {error}");
+                Resolved::Unknown
+            }
+        }
+    }
+
+    /// Whoever forges a pointer cannot have a receipt of its delivery, or know when a message was stored.
+    async fn lost_or_forged(
+        &self,
+        pointer: &Pointer,
+        is_proven: bool,
+        lost: &'static str,
+        forged: &'static str,
+    ) -> Resolved {
+        if is_proven {
+            return Resolved::Expired(lost);
+        }
+        match self.ledger.look_up(&pointer.agent, &pointer.delivery_id, pointer.about(), 0).await {
+            Ok(Known::Open) => Resolved::Forged(forged),
+            Ok(Known::Ended | Known::Scheduled) => Resolved::Expired(lost),
             Err(error) => {
                 tracing::warn!("A delivery has to wait: {error}");
                 Resolved::Unknown
@@ -282,7 +360,7 @@ impl Worker {
             let outgoing = Outgoing {
                 subject: pointer.due_on(&route.delivery_id),
                 headers: pointer.headers(),
-                message_id: Some(format!("{}:{}", original.sequence, route.delivery_id)),
+                message_id: Some(format!("{}:{}", original.about().key(), route.delivery_id)),
                 ..Outgoing::default()
             };
             // A pointer is a few hundred bytes; a server that takes no such message takes none at all.
@@ -294,9 +372,9 @@ impl Worker {
     }
 
     async fn bury_malformed(&self, original: &Original, malformed: &intake::Malformed, in_doubt: bool) -> Answer {
-        let Some(_hold) = self.held.take(original.sequence, &malformed.id) else { return Answer::Silence };
+        let Some(_hold) = self.held.take(original.about(), &malformed.id) else { return Answer::Silence };
         if in_doubt {
-            match self.ledger.look_up(&malformed.agent, &malformed.id, original.sequence, u32::MAX).await {
+            match self.ledger.look_up(&malformed.agent, &malformed.id, original.about(), u32::MAX).await {
                 Ok(Known::Ended) => return Answer::Ack,
                 Ok(_) => {}
                 Err(_) => return Answer::Again,
@@ -310,21 +388,21 @@ impl Worker {
             attempt: 0,
             refusal: &malformed.refusal,
             original: Some(original),
-            sequence: original.sequence,
+            about: original.about(),
         };
         self.bury(&letter, "", None, None).await;
         Answer::Ack
     }
 
-    async fn bury_expired(&self, pointer: &Pointer) -> Answer {
-        let Some(_hold) = self.held.take(pointer.sequence, &pointer.delivery_id) else { return Answer::Silence };
-        let known = self.ledger.look_up(&pointer.agent, &pointer.delivery_id, pointer.sequence, pointer.attempt).await;
+    async fn bury_expired(&self, pointer: &Pointer, detail: &str) -> Answer {
+        let Some(_hold) = self.held.take(pointer.about(), &pointer.delivery_id) else { return Answer::Silence };
+        let known = self.ledger.look_up(&pointer.agent, &pointer.delivery_id, pointer.about(), pointer.attempt).await;
         match known {
             Ok(Known::Open) => {}
             Ok(Known::Ended | Known::Scheduled) => return Answer::Ack,
             Err(_) => return Answer::Again,
         }
-        let refusal = Refusal::new(Reason::Expired, "the message is no longer in OUTBOX");
+        let refusal = Refusal::new(Reason::Expired, detail);
         self.bury(&pointer.dead_letter(&refusal, None), "", None, None).await;
         Answer::Ack
     }

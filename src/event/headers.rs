@@ -5,6 +5,9 @@ use std::borrow::Cow;
 /// The header that says which message of OUTBOX a receipt, or what waits in RETRY, is about.
 pub(crate) const OUTBOX_SEQUENCE: &str = "Hookbridge-Outbox-Sequence";
 
+/// The header that says when the server stored that message: together with its sequence, no other has it.
+pub(crate) const OUTBOX_STORED: &str = "Hookbridge-Outbox-Stored";
+
 /// Headers in the order they came. Lookups ignore case, since agents spell them in many ways.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(Cow<'static, str>, String)>);

@@ -59,6 +59,10 @@ pub(crate) struct Metrics {
     pub(crate) lost_receipts: Counter,
     /// Messages in RETRY that Hookbridge did not write, or whose pointer leads nowhere.
     pub(crate) forged_retries: Counter,
+    /// How often each stream was another one than this process had seen before.
+    pub(crate) streams_replaced: Family<StreamLabels, Counter>,
+    /// What RETRY had lost: deliveries scheduled again or dead, and deadlines of tasks.
+    pub(crate) repaired: Family<RepairLabels, Counter>,
     /// Deliveries that were found to be finished before and were not sent again.
     pub(crate) already_done: Counter,
     /// Deliveries in hand now.
@@ -169,6 +173,13 @@ pub(crate) struct TaskLabels {
     pub(crate) outcome: &'static str,
 }
 
+/// What was done about something that RETRY had lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RepairLabels {
+    /// `rescheduled`, `dead` or `deadline`.
+    pub(crate) outcome: &'static str,
+}
+
 /// A state of tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StatusLabels {
@@ -202,6 +213,8 @@ impl Metrics {
             lost_news: Counter::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
+            streams_replaced: Family::default(),
+            repaired: Family::default(),
             already_done: Counter::default(),
             deliveries: Gauge::default(),
             nats_ready: Gauge::default(),
@@ -257,6 +270,12 @@ impl Metrics {
             "Repeated messages whose delivery was found to be finished",
             self.already_done.clone(),
         );
+        registry.register(
+            "streams_replaced",
+            "Streams that were emptied, restored, cut off or made anew under this process",
+            self.streams_replaced.clone(),
+        );
+        registry.register("egress_repaired", "What RETRY had lost, by what was done about it", self.repaired.clone());
         registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
         registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());
         registry.register("stream_bytes", "Bytes in each stream", self.stream_bytes.clone());

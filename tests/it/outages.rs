@@ -2,7 +2,7 @@
 
 use hookbridge::app::Roles;
 
-use crate::harness::{Hookbridge, Nats, Receiver, eventually, sign};
+use crate::harness::{Hookbridge, Nats, Receiver, Reply, eventually, sign};
 
 #[tokio::test]
 async fn without_nats_webhooks_are_503_and_with_it_they_are_stored_without_a_restart() {
@@ -51,6 +51,54 @@ async fn a_courier_that_loses_nats_goes_on_delivering_when_it_is_back() {
     assert_eq!(receiver.next().await.header("webhook-id"), "after");
     nats.message("RECEIPTS", "receipts.a.delivered.after").await;
     assert_eq!(receiver.unread(), 0, "a delivery was made twice");
+}
+
+/// What it would lead to could not be written down: it would be made again.
+#[tokio::test]
+async fn no_attempt_begins_while_nats_is_away() {
+    const MESSAGES: usize = 60;
+    let mut nats = Nats::start().await;
+    let mut receiver = Receiver::start().await;
+    receiver.otherwise(Reply::Hold);
+    let text = format!("[endpoints.crm]\nurl = \"{}\"\nsignatures = []\nmax_concurrent = 1", receiver.url("/"));
+    let hookbridge = Hookbridge::start(&nats, &text).await;
+    for number in 0..MESSAGES {
+        let id = format!("m-{number}");
+        nats.publish("outbox.a", &[("Hookbridge-Endpoint", "crm"), ("Nats-Msg-Id", &id)], "x").await;
+    }
+    let mut requests = Vec::new();
+    // So many that the next ones stand in line.
+    while requests.len() < 10 {
+        receiver.release();
+        if let Some(request) = receiver.arrived() {
+            requests.push(request);
+        }
+        tokio::task::yield_now().await;
+    }
+    nats.kill();
+    let noticed = async || (hookbridge.metric("hookbridge_nats_ready").await == 0.0).then_some(());
+    eventually("the loss to be noticed", noticed).await;
+    let away = std::time::Instant::now();
+    // Whoever stands in line has every chance to go on.
+    for _ in 0..100 {
+        receiver.release();
+        hookbridge.admin("/livez").await.assert_status(200);
+    }
+    let back = std::time::Instant::now();
+    nats.run_again().await;
+    hookbridge.ready().await;
+    eventually("every delivery to be made", async || {
+        receiver.release();
+        let receipts = nats.subjects("RECEIPTS").await;
+        let delivered = receipts.iter().filter(|subject| subject.starts_with("receipts.a.delivered.")).count();
+        (delivered == MESSAGES).then_some(())
+    })
+    .await;
+    requests.extend(std::iter::from_fn(|| receiver.arrived()));
+    let begun = requests.iter().filter(|request| request.at > away && request.at < back).count();
+    // One may have been on its way when the connection broke.
+    assert!(begun <= 1, "{begun} attempts began while NATS was away");
+    assert_eq!(requests.len(), MESSAGES, "something was sent twice");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::intake::{Message, Original};
-use super::super::pointer::Why;
+use super::super::pointer::{Why, update_token};
 use super::super::reason::{Reason, Refusal};
 use super::super::route::Route;
 use super::super::standing::{Standing, Subject};
@@ -22,7 +22,7 @@ impl Worker {
         let asked = Subject { token, url: "", agent, delivery_id, sequence };
         let Standing::Cancelled(detail) = self.standings.standing(asked) else { return false };
         let (held, in_line, turn) = (None, false, None);
-        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
+        let job = Job { original, message, route: &route, attempt, held, in_line, turn, received: None };
         self.cancel(&job, "cancelled", detail).await;
         true
     }
@@ -32,7 +32,7 @@ impl Worker {
     pub(super) async fn put_off_update(&self, original: &Original, message: &Message, attempt: u32) -> Answer {
         let route = put_off_route(message);
         let (held, in_line, turn) = (Some(Why::Turn), false, None);
-        let job = Job { original, message, route: &route, attempt, held, in_line, turn };
+        let job = Job { original, message, route: &route, attempt, held, in_line, turn, received: None };
         let now = self.clock.now();
         let age = now.duration_since(original.stored).unwrap_or_default().clamp(PUT_OFF.0, PUT_OFF.1);
         self.schedule(&job, attempt, held, now + age.mul_f64(0.5 + rand::random::<f64>())).await;
@@ -52,6 +52,6 @@ impl Worker {
 
 /// The route of an update that is put off: where it goes is not known before it is applied.
 fn put_off_route(message: &Message) -> Route {
-    let token = Some(format!("u_{}", message.agent));
+    let token = Some(update_token(&message.agent));
     Route { token, ..Route::nowhere(message.id.clone(), Refusal::new(Reason::Unroutable, "it was put off")) }
 }

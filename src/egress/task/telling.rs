@@ -7,6 +7,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::super::outbox_message::OutboxMessage;
 use super::super::pointer::Pointer;
 use super::super::receipt;
 use super::super::worker::{Job, Worker};
@@ -170,7 +171,7 @@ impl Worker {
         }
         let every = subject::receipts_of(&record.agent, &telling.delivery);
         let told = self.broker.last(StreamKind::Receipts, &every).await?;
-        let told = told.and_then(|told| receipt::state(&told, telling.sequence));
+        let told = told.and_then(|told| receipt::state(&told, OutboxMessage::at(telling.sequence)));
         Ok(match told {
             Some(state) if state.is_over => Other::Silent,
             Some(state) if state.attempt >= telling.attempt => Other::Waits(telling.delivery.clone()),

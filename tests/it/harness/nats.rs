@@ -246,6 +246,54 @@ impl Nats {
         self.paused.store(false, Ordering::Relaxed);
     }
 
+    /// Removes everything that a killed server has stored.
+    pub(crate) fn empty(&self) {
+        assert!(self.server.is_none(), "the server still runs");
+        std::fs::remove_dir_all(self.folder.path().join("jetstream")).unwrap();
+    }
+
+    /// Copies what a killed server has stored.
+    pub(crate) fn back_up(&self) -> TempDir {
+        assert!(self.server.is_none(), "the server still runs");
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(&self.folder.path().join("jetstream"), &copy.path().join("jetstream"));
+        copy
+    }
+
+    /// Puts an earlier copy in the place of what a killed server has stored.
+    pub(crate) fn restore(&self, copy: &TempDir) {
+        self.empty();
+        copy_folder(&copy.path().join("jetstream"), &self.folder.path().join("jetstream"));
+    }
+
+    /// Cuts each file of a stream's messages to its first `percent` percent, as a torn write of a killed server's disk.
+    pub(crate) fn cut(&self, stream: &str, percent: u64) {
+        assert!(self.server.is_none(), "the server still runs");
+        let messages = self.folder.path().join("jetstream/jetstream/$G/streams").join(stream).join("msgs");
+        let mut cut = 0;
+        for file in std::fs::read_dir(&messages).unwrap() {
+            let path = file.unwrap().path();
+            // What indexes the messages is not cut off, but out of date as after a power cut.
+            if path.extension().is_some_and(|extension| extension == "blk") {
+                let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                file.set_len(file.metadata().unwrap().len() * percent / 100).unwrap();
+                cut += 1;
+            }
+        }
+        assert!(cut > 0, "{stream} has no messages in {}", messages.display());
+    }
+
+    /// Deletes a stream, as an operator does.
+    pub(crate) async fn delete(&self, stream: &str) {
+        within("a stream to be deleted", self.jetstream().delete_stream(stream)).await.unwrap();
+    }
+
+    /// Removes every message of a stream, as an operator does. Returns how many there were.
+    pub(crate) async fn purge(&self, stream: &str) -> u64 {
+        let purge = async { self.jetstream().get_stream(stream).await.unwrap().purge().await.unwrap().purged };
+        within("a stream to be purged", purge).await
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
@@ -384,6 +432,11 @@ impl Nats {
         bucket.get(key).await.unwrap().is_none()
     }
 
+    /// Whether there is a stream of this name.
+    pub(crate) async fn has_stream(&self, stream: &str) -> bool {
+        self.jetstream().get_stream(stream).await.is_ok()
+    }
+
     /// Whether the stream has a durable of this name.
     pub(crate) async fn has_consumer(&self, stream: &str, name: &str) -> bool {
         let stream = self.jetstream().get_stream_no_info(stream).await.unwrap();
@@ -397,6 +450,19 @@ impl Nats {
         let mut subjects: Vec<String> = all.map(|found| found.unwrap().0).collect().await;
         subjects.sort();
         subjects
+    }
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let there = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &there);
+        } else {
+            std::fs::copy(entry.path(), there).unwrap();
+        }
     }
 }
 

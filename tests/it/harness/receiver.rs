@@ -120,6 +120,11 @@ impl Receiver {
         within("a delivery", self.arrived.recv()).await.unwrap()
     }
 
+    /// The next request, if one has arrived.
+    pub(crate) fn arrived(&mut self) -> Option<Delivered> {
+        self.arrived.try_recv().ok()
+    }
+
     /// Lets a held request have its answer.
     pub(crate) fn release(&self) {
         self.released.notify_one();
