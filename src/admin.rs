@@ -20,7 +20,34 @@ struct Admin {
     links: Links,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
-    draining: CancellationToken,
+    steps: Steps,
+}
+
+/// The steps of the process' life that its readiness depends on, beside NATS.
+#[derive(Clone)]
+pub(crate) struct Steps {
+    /// Becomes cancelled when the gateway lets connections in; is so from the start where there is no gateway.
+    pub(crate) listening: CancellationToken,
+    /// Becomes cancelled when the process is asked to stop.
+    pub(crate) leaving: CancellationToken,
+    /// Becomes cancelled when it finishes what it holds.
+    pub(crate) draining: CancellationToken,
+}
+
+impl Admin {
+    /// Why the process should get no work now, if there is a reason.
+    fn not_ready(&self) -> Option<String> {
+        if self.steps.draining.is_cancelled() {
+            return Some("draining".to_owned());
+        }
+        if self.steps.leaving.is_cancelled() {
+            return Some("shutting down".to_owned());
+        }
+        if let Some(link) = self.links.state() {
+            return Some(link.to_string());
+        }
+        (!self.steps.listening.is_cancelled()).then(|| "the gateway does not listen yet".to_owned())
+    }
 }
 
 /// `/livez`: the process runs. `/readyz`: NATS can be used. `/metrics`: for Prometheus.
@@ -28,22 +55,19 @@ pub(crate) fn router(
     links: Links,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
-    draining: CancellationToken,
+    steps: Steps,
 ) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
-        .with_state(Arc::new(Admin { links, metrics, token, draining }))
+        .with_state(Arc::new(Admin { links, metrics, token, steps }))
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    if admin.draining.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
-    }
-    match admin.links.state() {
+    match admin.not_ready() {
         None => (StatusCode::OK, "ready\n").into_response(),
-        Some(link) => (StatusCode::SERVICE_UNAVAILABLE, format!("{link}\n")).into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 
@@ -54,7 +78,7 @@ async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Re
         let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))];
         return (StatusCode::UNAUTHORIZED, challenge, "this page needs the admin token\n").into_response();
     }
-    admin.metrics.nats_ready.set(admin.links.state().is_none().into());
+    admin.metrics.nats_ready.set(admin.not_ready().is_none().into());
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     match admin.metrics.encode() {
         Ok(page) => ([(CONTENT_TYPE, content_type)], page).into_response(),
