@@ -51,12 +51,7 @@ impl Admin {
 }
 
 /// `/livez`: the process runs. `/readyz`: NATS can be used. `/metrics`: for Prometheus.
-pub(crate) fn router(
-    links: Links,
-    metrics: Metrics,
-    token: Option<Arc<KeyRing<Secret>>>,
-    steps: Steps,
-) -> Router {
+pub(crate) fn router(links: Links, metrics: Metrics, token: Option<Arc<KeyRing<Secret>>>, steps: Steps) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
