@@ -44,7 +44,7 @@ pub(super) async fn run(arguments: Arguments, roles: Roles) -> anyhow::Result<()
     let stopped = tokio::select! {
         stopped = app.stop() => stopped,
         // What waits for the collector is not waited for either.
-        () = signals.stop(|| ()) => bail!("stopped at once by another signal"),
+        () = signals.stop(|| ()) => bail!("stopped at once by a second signal"),
     };
     if let Some(tracing) = tracing {
         tracing.shutdown();

@@ -102,7 +102,7 @@ async fn the_signal_after_the_one_that_ends_the_delay_stops_at_once() {
     program.complains("Stopping: finishing what is held").await;
     program.signal("TERM").await;
     let ended = program.ended().await;
-    assert!(ended.stderr.contains("stopped at once by another signal"), "{ended}");
+    assert!(ended.stderr.contains("stopped at once by a second signal"), "{ended}");
     ended.assert_code(1);
 }
 
