@@ -34,8 +34,8 @@ use super::idle::{Asked, Idle};
 use super::socket::{Socket, has_bytes};
 use super::{Limits, Observer, Peer};
 
-/// How long a connection stays in the HTTP library's hands after an answer, for the sender's next request. One that is
-/// used all the time is never parked.
+/// How long a connection has to be idle before it is parked, and can be closed for another one. One that is used all the
+/// time never is.
 const PARK_AFTER: Duration = Duration::from_millis(100);
 /// Longer than any process runs.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -124,47 +124,47 @@ impl Connection {
 
     /// Waits for the first byte of a request, for as long as a connection may be idle.
     async fn wait(&self, stream: &TcpStream, since: Instant) -> Awaited {
-        let bytes_or = |asked: Option<Asked>| match asked {
-            Some(asked) if has_bytes(stream) => {
-                asked.refuse();
-                Awaited::Bytes
+        // The last look, right before the end: what the runtime has heard of may be older.
+        let close = |reason, asked: Option<Asked>| {
+            if !has_bytes(stream) {
+                (self.shared.observer.closed)(reason);
+                return Awaited::Close(asked);
             }
-            None if has_bytes(stream) => Awaited::Bytes,
-            asked => Awaited::Close(asked),
+            if let Some(asked) = asked {
+                asked.refuse();
+            }
+            Awaited::Bytes
         };
         let arrived = |peeked: io::Result<usize>| match peeked {
             Ok(count) if count > 0 => Awaited::Bytes,
             _ => Awaited::Close(None),
         };
-        let closed = |why| (self.shared.observer.closed)(why);
         let (limits, mut byte) = (&self.shared.limits, [0]);
+        let (mut closing, park_at) = (self.closing.clone(), since + PARK_AFTER.min(limits.idle_timeout));
         if !self.is_closing() {
-            let (mut closing, mut parked) = (self.closing.clone(), self.shared.idle.park(since));
+            // A sender that has just connected is about to send.
             tokio::select! {
                 biased;
                 peeked = stream.peek(&mut byte) => return arrived(peeked),
-                asked = parked.asked() => {
-                    let awaited = bytes_or(Some(asked));
-                    matches!(awaited, Awaited::Close(_)).then(|| closed("max-connections"));
-                    return awaited;
-                }
                 _ = closing.changed() => {}
-                () = sleep_until(after(since, limits.idle_timeout)) => {
-                    let awaited = bytes_or(None);
-                    matches!(awaited, Awaited::Close(_)).then(|| closed("idle"));
-                    return awaited;
-                }
+                () = sleep_until(park_at) => {}
+            }
+        }
+        if !self.is_closing() {
+            let mut parked = self.shared.idle.park(since);
+            tokio::select! {
+                biased;
+                peeked = stream.peek(&mut byte) => return arrived(peeked),
+                asked = parked.asked() => return close("max-connections", Some(asked)),
+                _ = closing.changed() => {}
+                () = sleep_until(after(since, limits.idle_timeout)) => return close("idle", None),
             }
         }
         // The port is closed. A request that is under way may still come, and is answered.
         tokio::select! {
             biased;
             peeked = stream.peek(&mut byte) => arrived(peeked),
-            () = tokio::time::sleep(limits.linger) => {
-                let awaited = bytes_or(None);
-                matches!(awaited, Awaited::Close(_)).then(|| closed("shutdown"));
-                awaited
-            }
+            () = tokio::time::sleep(limits.linger) => close("shutdown", None),
         }
     }
 
