@@ -22,28 +22,48 @@ struct Admin {
     links: Links,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
-    draining: CancellationToken,
+    steps: Steps,
 }
 
-/// `/livez`: the process runs. `/readyz`: NATS stores what the roles need. `/metrics`: for Prometheus.
-pub(crate) fn router(
-    links: Links,
-    metrics: Metrics,
-    token: Option<Arc<KeyRing<Secret>>>,
-    draining: CancellationToken,
-) -> Router {
+/// The steps of the process' life that its readiness depends on, beside NATS.
+#[derive(Clone)]
+pub(crate) struct Steps {
+    /// Becomes cancelled when the gateway lets connections in; is so from the start where there is no gateway.
+    pub(crate) listening: CancellationToken,
+    /// Becomes cancelled when the process is asked to stop.
+    pub(crate) leaving: CancellationToken,
+    /// Becomes cancelled when it finishes what it holds.
+    pub(crate) draining: CancellationToken,
+}
+
+impl Admin {
+    /// Why the process should get no work now, if there is a reason.
+    fn not_ready(&self) -> Option<String> {
+        if self.steps.draining.is_cancelled() {
+            return Some("draining".to_owned());
+        }
+        if self.steps.leaving.is_cancelled() {
+            return Some("shutting down".to_owned());
+        }
+        if let Some(trouble) = self.links.trouble() {
+            return Some(trouble);
+        }
+        (!self.steps.listening.is_cancelled()).then(|| "the gateway does not listen yet".to_owned())
+    }
+}
+
+/// `/livez`: the process runs. `/readyz`: NATS stores what the roles need, and the process takes work. `/metrics`: for
+/// Prometheus.
+pub(crate) fn router(links: Links, metrics: Metrics, token: Option<Arc<KeyRing<Secret>>>, steps: Steps) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
-        .with_state(Arc::new(Admin { links, metrics, token, draining }))
+        .with_state(Arc::new(Admin { links, metrics, token, steps }))
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    if admin.draining.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
-    }
-    match admin.links.trouble() {
+    match admin.not_ready() {
         None => (StatusCode::OK, "ready\n").into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
@@ -56,7 +76,7 @@ async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Re
         let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))];
         return (StatusCode::UNAUTHORIZED, challenge, "this page needs the admin token\n").into_response();
     }
-    admin.metrics.nats_ready.set(admin.links.trouble().is_none().into());
+    admin.metrics.nats_ready.set(admin.not_ready().is_none().into());
     for (stream, count) in admin.links.replacements() {
         admin.metrics.streams_replaced.get_or_create(&StreamLabels { stream }).inner().store(count, Ordering::Relaxed);
     }

@@ -17,8 +17,8 @@ use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener, Observer};
 use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::RequestLabels;
-use crate::{admin, ingress};
+use crate::telemetry::metrics::{ReasonLabels, RequestLabels};
+use crate::{admin, descriptors, ingress};
 
 /// Connections that the admin listener serves at once.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -28,6 +28,10 @@ const ADMIN_MAX_HEADERS: usize = 16 * 1024;
 const LAST_WITHIN: Duration = Duration::from_secs(2);
 /// How long an admin request's headers may take.
 const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an admin connection may be idle.
+const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a starting gateway waits for NATS before it lets senders in, who are then answered 503.
+const LISTEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Which roles a process has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct App {
     links: Links,
     secrets: Vec<Arc<dyn Reload>>,
     gateway: Option<SocketAddr>,
+    /// Becomes cancelled when the gateway lets senders in.
+    listening: CancellationToken,
     admin: SocketAddr,
     failed: Failure,
     /// Ends what stays up while the roles drain: the links to NATS, the admin pages.
@@ -73,7 +79,9 @@ type Failure = Arc<Mutex<Option<anyhow::Error>>>;
 const NEW_CLIENT_AFTER: Duration = Duration::from_secs(1);
 
 impl App {
-    /// Starts the roles. NATS need not be there; the addresses are bound when this returns.
+    /// Starts the roles. NATS need not be there; the addresses are taken when this returns. The admin pages answer at
+    /// once, the gateway lets senders in when NATS is ready, or after five seconds: a load balancer that finds the
+    /// port open sends requests, and they would be answered 503.
     ///
     /// Each role has a connection of its own: what an agent publishes can break the courier's, never the
     /// gateway's.
@@ -86,22 +94,27 @@ impl App {
         let (failed, mut secrets) = (Failure::default(), Vec::<Arc<dyn Reload>>::new());
         let plan = Plan::new(config, options.update_streams);
 
-        let admin = Listener::bind(config.admin.listen, admin_limits()).await.context("admin.listen")?;
+        let admin = Listener::bind(config.admin.listen, admin_limits()).context("admin.listen")?.with_spare();
         let admin_address = admin.address()?;
         let token = admin_token(config)?;
         secrets.extend(token.clone().map(|token| token as Arc<dyn Reload>));
 
         let grace = config.shutdown_grace;
-        let (gateway, admin_at) = (None, admin_address);
-        let mut app = Self { lifecycle, links, secrets, gateway, admin: admin_at, failed, last, beside, grace };
+        let (gateway, listening, admin_at) = (None, CancellationToken::new(), admin_address);
+        let mut app =
+            Self { lifecycle, links, secrets, gateway, listening, admin: admin_at, failed, last, beside, grace };
         if roles != Roles::Courier {
-            app.start_gateway(config, &options, &plan, &metrics).await?;
+            let deliveries = if roles == Roles::Both { 2 * config.egress.concurrency } else { 0 };
+            let connections = connections(config.gateway.max_connections, deliveries);
+            app.start_gateway(config, &options, &plan, &metrics, connections).await?;
+        } else {
+            app.listening.cancel();
         }
         if roles != Roles::Gateway {
             app.start_courier(config, &options, plan, &metrics)?;
         }
         tracing::info!(server.address = %admin_address, "Admin listens on http://{admin_address}");
-        let admin_pages = admin::router(app.links.clone(), metrics, token, app.lifecycle.draining());
+        let admin_pages = admin::router(app.links.clone(), metrics, token, app.steps());
         app.beside.spawn(admin.run(admin_pages, app.last.clone()));
         Ok(app)
     }
@@ -112,16 +125,17 @@ impl App {
         options: &Options,
         plan: &Plan,
         metrics: &Metrics,
+        connections: usize,
     ) -> anyhow::Result<()> {
         let sources = ingress::sources(config, metrics).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
         self.secrets.extend(ingress::secrets(&sources));
         let clients = ingress::Clients::new(config).map_err(|(name, error)| anyhow!("{name}: {error}"))?;
         self.secrets.extend(clients.secrets());
-        let listener =
-            Listener::bind(config.gateway.listen, ingress::limits(config)).await.context("gateway.listen")?;
-        let address = listener.address()?;
+        let limits = ingress::limits(config, connections);
+        let reserved = Listener::reserve(config.gateway.listen, limits).context("gateway.listen")?;
+        let address = reserved.address()?;
         self.gateway = Some(address);
-        let listener = listener.observed_by(observer(metrics));
+        let observer = observer(metrics);
         let needs = Need::of_gateway(!config.clients.is_empty());
         let published = plan.clone().publishing(config.largest_body() + config::HEADER_ROOM).needing(needs);
         let (broker, supervisor) = Broker::connect(&config.nats, published, "gateway").await.context("nats")?;
@@ -143,12 +157,22 @@ impl App {
         if let Some(gatherer) = gatherer {
             self.lifecycle.spawn(gatherer.run(served.clone()));
         }
+        let link = broker.clone();
         let parts = ingress::Parts { broker, publisher, sources, clients, keys, quarantine, clock, metrics, stop };
         let router = ingress::router(config, parts);
-        tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
-        let serving = listener.run(router, self.lifecycle.draining());
+        let (listening, failed) = (self.listening.clone(), self.failed.clone());
+        let (leave, stop) = (self.lifecycle.leaving(), self.lifecycle.draining());
         self.lifecycle.spawn(async move {
-            serving.await;
+            if is_time_to_listen(link, &leave, &stop).await {
+                match reserved.listen().context("gateway.listen") {
+                    Ok(listener) => {
+                        tracing::info!(server.address = %address, "Gateway listens on http://{address}/hooks/<source>");
+                        listening.cancel();
+                        listener.observed_by(observer).leaving_at(leave).run(router, stop).await;
+                    }
+                    Err(error) => fail(&failed, error),
+                }
+            }
             // Nobody is left who could publish.
             served.cancel();
             kept.finish().await;
@@ -197,9 +221,21 @@ impl App {
         self.admin
     }
 
-    /// Waits until every role can use NATS.
+    /// Waits until every role can use NATS, and the gateway lets senders in.
     pub async fn ready(&self) {
         self.links.ready().await;
+        self.listening.cancelled().await;
+    }
+
+    fn steps(&self) -> admin::Steps {
+        let (leaving, draining) = (self.lifecycle.leaving(), self.lifecycle.draining());
+        admin::Steps { listening: self.listening.clone(), leaving, draining }
+    }
+
+    /// Says that the process is about to stop: it is not ready any more, and every answer ends its connection.
+    /// Everything else goes on until [`App::stop`].
+    pub fn leave(&self) {
+        self.lifecycle.leave();
     }
 
     /// Waits until the process has a reason to stop by itself: a part that ended.
@@ -298,7 +334,57 @@ fn observer(metrics: &Metrics) -> Observer {
     let connections = move |change| {
         connections.inc_by(change);
     };
-    Observer { connections: Arc::new(connections), answered: Arc::new(answered) }
+    let (idle_closed, failures) = (metrics.idle_closed.clone(), metrics.accept_failures.clone());
+    let closed = move |reason| {
+        idle_closed.get_or_create(&ReasonLabels { reason }).inc();
+    };
+    let failed = move || {
+        failures.inc();
+    };
+    Observer {
+        connections: Arc::new(connections),
+        answered: Arc::new(answered),
+        closed: Arc::new(closed),
+        failed: Arc::new(failed),
+    }
+}
+
+/// Waits until a starting gateway is to let senders in. `false` when the process stops before.
+async fn is_time_to_listen(link: Broker, leave: &CancellationToken, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = leave.cancelled() => false,
+        () = stop.cancelled() => false,
+        ready = tokio::time::timeout(LISTEN_WITHIN, link.ready()) => {
+            if ready.is_err() {
+                let state = link.link();
+                tracing::warn!(
+                    nats.state = %state,
+                    "NATS was not ready within {LISTEN_WITHIN:?} ({state}): the gateway listens, and answers 503 until it is"
+                );
+            }
+            true
+        }
+    }
+}
+
+/// How many connections the gateway may have open, beside so many deliveries, with the files that this process may
+/// open.
+fn connections(wanted: usize, deliveries: usize) -> usize {
+    let Some(limit) = descriptors::limit() else { return wanted };
+    let share = descriptors::share(limit, wanted, deliveries);
+    if share.connections < wanted {
+        tracing::warn!(
+            connections.configured = wanted,
+            connections.used = share.connections,
+            descriptors.limit = limit,
+            descriptors.reserved = share.reserved,
+            "gateway.max_connections is {wanted}, and {} fit: this process may have {limit} files open, and {} are kept for NATS, the admin pages and deliveries; raise the hard limit of open files (LimitNOFILE, ulimit -n), or lower max_connections",
+            share.connections,
+            share.reserved
+        );
+    }
+    share.connections
 }
 
 fn admin_token(config: &Config) -> Result<Option<Arc<KeyRing<Secret>>>, KeyError> {
@@ -310,6 +396,8 @@ fn admin_limits() -> listener::Limits {
     listener::Limits {
         connections: ADMIN_CONNECTIONS,
         header_timeout: ADMIN_HEADER_TIMEOUT,
+        idle_timeout: ADMIN_IDLE_TIMEOUT,
+        linger: Duration::ZERO,
         max_headers: ADMIN_MAX_HEADERS,
     }
 }

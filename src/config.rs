@@ -58,7 +58,11 @@ use crate::event::Name;
 /// Everything that an operator can say.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long a stopping process may take to finish what it holds.
+    /// How long a process that was asked to stop goes on as before, but for `/readyz`, which is 503 at once, and
+    /// `Connection: close` in every answer. So a load balancer has taken it out before its port closes. A second
+    /// signal ends the delay. `dev` has none, and neither has a process that stops by itself.
+    pub shutdown_delay: Duration,
+    /// How long a stopping process may take to finish what it holds, after `shutdown_delay`.
     pub shutdown_grace: Duration,
     /// The NATS servers.
     pub nats: Nats,

@@ -23,6 +23,7 @@ mod source_limits;
 mod tasks;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::any;
@@ -84,11 +85,20 @@ pub(crate) fn keys(config: &Config, clock: Clock, prepared: &[(Url, Vec<u8>)]) -
     Ok(Keys { documents: Cache::new(fetcher.clone(), clock, Document::parse), fetcher })
 }
 
-/// The limits of the gateway's listener.
-pub(crate) fn limits(config: &Config) -> listener::Limits {
+/// How long an idle connection stays open at the most after the port was closed.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// The limits of the gateway's listener; `connections` are as many as fit the process.
+pub(crate) fn limits(config: &Config, connections: usize) -> listener::Limits {
     let gateway = &config.gateway;
-    let max_headers = usize::try_from(gateway.max_headers.as_u64()).unwrap_or(usize::MAX);
-    listener::Limits { connections: gateway.max_connections, header_timeout: gateway.header_timeout, max_headers }
+    listener::Limits {
+        connections,
+        header_timeout: gateway.header_timeout,
+        idle_timeout: gateway.idle_timeout,
+        // The requests that come meanwhile have to be answered within the same grace.
+        linger: LINGER.min(config.shutdown_grace / 4),
+        max_headers: usize::try_from(gateway.max_headers.as_u64()).unwrap_or(usize::MAX),
+    }
 }
 
 /// How events are published: by the way in which the server syncs.

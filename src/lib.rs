@@ -15,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 mod demo;
+mod descriptors;
 mod egress;
 pub mod event;
 #[cfg(any(fuzzing, test))]

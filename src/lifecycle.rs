@@ -1,7 +1,8 @@
 //! Starting, draining and stopping.
 //!
-//! The first SIGTERM or SIGINT drains: every part stops taking and finishes what it holds. After
-//! `shutdown_grace`, or at a second signal, what is left is dropped; the streams still have it.
+//! The first SIGTERM or SIGINT makes the process leave: it says that it is not ready, and goes on for
+//! `shutdown_delay`, or until another signal. Then it drains: every part stops taking and finishes what it holds.
+//! After `shutdown_grace`, or at the next signal, what is left is dropped; the streams still have it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,14 +11,25 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-/// The parts of a running process and the two ways to stop them.
+/// The parts of a running process and the steps to their end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lifecycle {
+    leave: CancellationToken,
     drain: CancellationToken,
     parts: TaskTracker,
 }
 
 impl Lifecycle {
+    /// Becomes cancelled when the process is asked to stop, some time before draining begins.
+    pub(crate) fn leaving(&self) -> CancellationToken {
+        self.leave.clone()
+    }
+
+    /// Says that the process is about to drain.
+    pub(crate) fn leave(&self) {
+        self.leave.cancel();
+    }
+
     /// Becomes cancelled when draining begins.
     pub(crate) fn draining(&self) -> CancellationToken {
         self.drain.clone()

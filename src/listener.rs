@@ -1,52 +1,56 @@
-//! An HTTP/1.1 listener with every limit set: connections, header time, header size, and an end.
+//! An HTTP/1.1 listener with every limit set: connections, header time, idle time, header size, and an end.
 //!
 //! The gateway, the admin pages and the demo share it. Two kinds of bad requests never reach a handler: headers
 //! that are too slow, and too large for the HTTP library. They are answered here.
+//!
+//! A listener ends in two steps. While it *leaves*, it still takes connections and requests, and every answer says
+//! `Connection: close`. When it *stops*, it closes its port, after it has taken what the operating system has
+//! accepted for it, and finishes the requests that have arrived.
 
-use std::convert::Infallible;
-use std::future::poll_fn;
+mod connection;
+mod flow;
+mod idle;
+mod socket;
+mod spare;
+
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use http::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::coop::unconstrained;
-use tokio::time::Sleep;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_service::Service;
+
+use connection::{Connection, Shared};
+use spare::Spare;
 
 /// The smallest read buffer that the HTTP library takes.
 const MIN_BUFFER: usize = 8192;
-/// How long to wait when the operating system has no connection to give, for example out of file handles.
+/// Connections that the operating system accepts for a listener before the listener takes them.
+const BACKLOG: u32 = 1024;
+/// How long to wait when the operating system has no connection to give, for example out of file descriptors.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
-/// How long the last words to a sender may take, until it lets go of the connection.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long a sender may take nothing of an answer that is ready.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How the HTTP library's own answers look: without a body.
-const LIBRARY_MARK: &[u8] = b"content-length: 0\r\n";
-/// Where in an answer that mark can stand at the latest.
-const MAX_LIBRARY_ANSWER: usize = 256;
+/// How often such errors are logged.
+const SAY_ACCEPT_ERRORS_EVERY: Duration = Duration::from_secs(60);
 
 /// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Connections open at once.
+    /// Connections open at once. For one more, the one that has been idle longest is closed.
     pub(crate) connections: usize,
-    /// How long the headers of a request may take to arrive, and how long a connection may be idle.
+    /// How long the headers of a request may take to arrive, from their first byte.
     pub(crate) header_timeout: Duration,
+    /// How long a connection may be idle, before its first request and between two.
+    pub(crate) idle_timeout: Duration,
+    /// How long an idle connection stays open after the port was closed, for a request that is under way.
+    pub(crate) linger: Duration,
     /// The most bytes that are held of a request's headers.
     pub(crate) max_headers: usize,
 }
@@ -62,11 +66,42 @@ pub(crate) struct Observer {
     pub(crate) connections: Arc<dyn Fn(i64) + Send + Sync>,
     /// Called with a word for every answer that the listener gives by itself.
     pub(crate) answered: Arc<dyn Fn(&'static str) + Send + Sync>,
+    /// Called with the reason for every idle connection that the listener closes: `idle`, `max-connections` or
+    /// `shutdown`.
+    pub(crate) closed: Arc<dyn Fn(&'static str) + Send + Sync>,
+    /// Called for every connection that could not be accepted.
+    pub(crate) failed: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Default for Observer {
     fn default() -> Self {
-        Self { connections: Arc::new(|_| ()), answered: Arc::new(|_| ()) }
+        Self {
+            connections: Arc::new(|_| ()),
+            answered: Arc::new(|_| ()),
+            closed: Arc::new(|_| ()),
+            failed: Arc::new(|| ()),
+        }
+    }
+}
+
+/// An address that is taken, and on which nobody is let in yet.
+pub(crate) struct Reserved {
+    socket: TcpSocket,
+    limits: Limits,
+}
+
+impl Reserved {
+    /// The address that it will listen on.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Lets connections in. Fails if another process was faster to do so on this address.
+    pub(crate) fn listen(self) -> io::Result<Listener> {
+        let address = self.address()?;
+        let socket = self.socket.listen(BACKLOG).map_err(explain(address))?;
+        let (observer, leave) = (Observer::default(), CancellationToken::new());
+        Ok(Listener { socket, limits: self.limits, observer, leave, spare: None })
     }
 }
 
@@ -75,19 +110,47 @@ pub(crate) struct Listener {
     socket: TcpListener,
     limits: Limits,
     observer: Observer,
+    leave: CancellationToken,
+    spare: Option<Arc<Spare>>,
+}
+
+fn explain(address: SocketAddr) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
 }
 
 impl Listener {
-    /// Binds an address. Port 0 takes a free one.
-    pub(crate) async fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
-        let explain = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
-        let socket = TcpListener::bind(address).await.map_err(explain)?;
-        Ok(Self { socket, limits, observer: Observer::default() })
+    /// Takes an address without listening on it. Port 0 takes a free one.
+    pub(crate) fn reserve(address: SocketAddr, limits: Limits) -> io::Result<Reserved> {
+        let bound = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // What is left of the last process' connections does not keep the next one out.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        };
+        Ok(Reserved { socket: bound().map_err(explain(address))?, limits })
+    }
+
+    /// Listens on an address. Port 0 takes a free one.
+    pub(crate) fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
+        Self::reserve(address, limits)?.listen()
     }
 
     /// Tells an observer what happens.
     pub(crate) fn observed_by(mut self, observer: Observer) -> Self {
         self.observer = observer;
+        self
+    }
+
+    /// Says `Connection: close` in every answer from when this is cancelled.
+    pub(crate) fn leaving_at(mut self, leave: CancellationToken) -> Self {
+        self.leave = leave;
+        self
+    }
+
+    /// Keeps a file descriptor in reserve: one request at a time is answered even if the process has none left.
+    pub(crate) fn with_spare(mut self) -> Self {
+        self.spare = Some(Arc::default());
         self
     }
 
@@ -98,50 +161,176 @@ impl Listener {
 
     /// Serves until stopped, then finishes the requests that are under way.
     pub(crate) async fn run(self, router: Router, stop: CancellationToken) {
-        let (connections, places) = (TaskTracker::new(), Arc::new(Semaphore::new(self.limits.connections)));
+        let Self { socket, limits, observer, leave, spare } = self;
         let mut builder = http1::Builder::new();
         builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.header_timeout)
-            .max_header_size(self.limits.max_headers)
-            .max_buf_size(self.limits.max_headers.max(MIN_BUFFER))
+            // How long headers may take is measured by the connection, which knows when they began.
+            .header_read_timeout(None)
+            .max_header_size(limits.max_headers)
+            .max_buf_size(limits.max_headers.max(MIN_BUFFER))
             // A sender that has said all it has to say still gets its answer.
             .half_close(true)
             // One write for head and body.
             .writev(false);
-        let (ends, ending) = watch::channel(());
-        // One connection more than allowed waits in the operating system's queue.
-        while let Some((accepted, place)) = stop.run_until_cancelled(self.accept(&places)).await {
+        let shared = Shared { limits, builder, observer, idle: Arc::default(), leaving: AtomicBool::new(false) };
+        let (ends, closing) = watch::channel(());
+        let door = Door { shared: Arc::new(shared), router, closing, connections: TaskTracker::new(), spare };
+
+        let announced = async {
+            leave.cancelled().await;
+            door.shared.leaving.store(true, Ordering::Relaxed);
+            stop.cancelled().await;
+        };
+        // Accepting ends at the stop, announcing never before.
+        tokio::join!(stop.run_until_cancelled(announced), door.accept(&socket, &stop));
+        door.shared.leaving.store(true, Ordering::Relaxed);
+        if let Err(error) = door.close(socket).await {
+            tracing::warn!(error = %error, "Closed a port before all of its connections were taken: {error}");
+        }
+        ends.send_replace(());
+        door.connections.close();
+        door.connections.wait().await;
+    }
+}
+
+/// Where connections come in.
+struct Door {
+    shared: Arc<Shared>,
+    router: Router,
+    closing: watch::Receiver<()>,
+    connections: TaskTracker,
+    spare: Option<Arc<Spare>>,
+}
+
+impl Door {
+    /// Takes connections until stopped.
+    async fn accept(&self, socket: &TcpListener, stop: &CancellationToken) {
+        let places = Arc::new(Semaphore::new(self.shared.limits.connections));
+        let (mut said, mut is_spare) = (Said::default(), false);
+        while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
             match accepted {
                 Ok((stream, peer)) => {
-                    let (router, ending, observer) = (router.clone(), ending.clone(), self.observer.clone());
-                    let open = Open::new(observer.connections.clone());
-                    let serve =
-                        Connection { stream, peer: Peer(peer), router, ending, observer }.serve(builder.clone());
-                    connections.spawn(async move {
-                        serve.await;
-                        drop((open, place));
-                    });
+                    // It waits here, and further ones in the operating system's queue.
+                    let place = self.place(&places, stop).await;
+                    if !is_spare && let Some(spare) = &self.spare {
+                        spare.restore();
+                    }
+                    self.serve(stream, peer, place, std::mem::take(&mut is_spare));
                 }
                 Err(error) => {
-                    tracing::warn!("Could not accept a connection: {error}");
+                    (self.shared.observer.failed)();
+                    said.say(&error);
+                    if is_out_of_descriptors(&error) {
+                        if self.shared.idle.close_longest().await {
+                            continue;
+                        }
+                        if self.spare.as_ref().is_some_and(|spare| spare.take()) {
+                            is_spare = true;
+                            continue;
+                        }
+                    }
                     stop.run_until_cancelled(tokio::time::sleep(AFTER_ACCEPT_ERROR)).await;
                 }
             }
         }
-        drop(self.socket);
-        ends.send_replace(());
-        connections.close();
-        connections.wait().await;
     }
 
-    /// Waits for a place, then for a connection.
-    async fn accept(
-        &self,
-        places: &Arc<Semaphore>,
-    ) -> (io::Result<(TcpStream, SocketAddr)>, Option<OwnedSemaphorePermit>) {
-        let place = places.clone().acquire_owned().await.ok();
-        (self.socket.accept().await, place)
+    /// Waits for a place, and closes idle connections for it. None when stopped: what was accepted is served.
+    async fn place(&self, places: &Arc<Semaphore>, stop: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+        loop {
+            if let Ok(place) = places.clone().try_acquire_owned() {
+                return Some(place);
+            }
+            if self.shared.idle.close_longest().await {
+                continue;
+            }
+            tokio::select! {
+                place = places.clone().acquire_owned() => return place.ok(),
+                () = self.shared.idle.changed() => {}
+                () = stop.cancelled() => return None,
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, place: Option<OwnedSemaphorePermit>, is_spare: bool) {
+        let (shared, spare) = (self.shared.clone(), self.spare.clone());
+        let (router, closing) = (self.router.clone(), self.closing.clone());
+        let open = Open::new(shared.observer.connections.clone());
+        let connection = Connection { peer, router, shared, closing, once: is_spare };
+        self.connections.spawn(async move {
+            let asked = connection.serve(stream).await;
+            drop((open, place));
+            // Whoever asked for the place finds it free.
+            drop(asked);
+            if let Some(spare) = spare.filter(|_| is_spare) {
+                spare.restore();
+            }
+        });
+    }
+
+    /// Closes the port, and takes every connection that the operating system has accepted for it.
+    async fn close(&self, socket: TcpListener) -> io::Result<()> {
+        let socket = socket.into_std()?;
+        refuse_more(&socket);
+        // Without that refusal more could come all the time.
+        for _ in 0..2 * BACKLOG {
+            match socket.accept() {
+                Ok((stream, peer)) => {
+                    stream.set_nonblocking(true)?;
+                    self.serve(TcpStream::from_std(stream)?, peer, None, false);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if is_out_of_descriptors(&error) => {
+                    if !self.shared.idle.close_longest().await {
+                        return Err(error);
+                    }
+                }
+                // A sender that has gone again.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the operating system ignore who knocks at a port that is about to be closed: otherwise connections are
+/// accepted between the last one that is taken and the close, and reset. A sender that is ignored knocks again a
+/// second later, and is refused.
+fn refuse_more(socket: &std::net::TcpListener) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        /// The instruction "return a constant" of a packet filter. The constant is how many bytes pass.
+        const RETURN: u16 = 0x06;
+        let nothing = socket2::SockFilter::new(RETURN, 0, 0, 0);
+        if let Err(error) = socket2::SockRef::from(socket).attach_filter(&[nothing]) {
+            tracing::debug!("Connections may be reset at the end: {error}");
+        }
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = socket;
+}
+
+/// Whether the process, or the machine, has no file descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// What was said about connections that could not be accepted.
+#[derive(Default)]
+struct Said {
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl Said {
+    fn say(&mut self, error: &io::Error) {
+        if self.last.is_some_and(|last| last.elapsed() < SAY_ACCEPT_ERRORS_EVERY) {
+            self.left_out += 1;
+            return;
+        }
+        self.last = Some(Instant::now());
+        let left_out = std::mem::take(&mut self.left_out);
+        tracing::warn!(error = %error, failures.unlogged = left_out, "Could not accept a connection: {error}");
     }
 }
 
@@ -158,172 +347,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         (self.0)(-1);
-    }
-}
-
-struct Connection {
-    stream: TcpStream,
-    peer: Peer,
-    router: Router,
-    /// Changes when no further request is wanted.
-    ending: watch::Receiver<()>,
-    observer: Observer,
-}
-
-impl Connection {
-    async fn serve(self, builder: http1::Builder) {
-        let Self { stream, peer, router, mut ending, observer } = self;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!("Could not set TCP_NODELAY: {error}");
-        }
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            let mut router = router.clone();
-            request.extensions_mut().insert(peer);
-            Box::pin(async move {
-                // A router answers every request and is always ready.
-                Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))
-            })
-        });
-        let mut connection = builder.serve_connection(TokioIo::new(Socket::new(stream)), service);
-        let (told, mut end) = (ending.clone(), pin!(unconstrained(ending.changed())));
-        let (mut waits, mut is_ending) = (false, false);
-        let ended = poll_fn(|context| {
-            let polled = connection.poll_without_shutdown(context);
-            if polled.is_ready() || is_ending {
-                return polled;
-            }
-            // Waiting for the end takes a lock that all connections share: once, and again when it has come. A task
-            // is woken in the same way for as long as it lives, and has no budget that could put this off.
-            let looks = !waits || !matches!(told.has_changed(), Ok(false));
-            waits = true;
-            if looks && end.as_mut().poll(context).is_ready() {
-                is_ending = true;
-                Pin::new(&mut connection).graceful_shutdown();
-                return connection.poll_without_shutdown(context);
-            }
-            polled
-        })
-        .await;
-        let parts = connection.into_parts();
-        let mut stream = parts.io.into_inner().into_inner();
-        let owed = match ended {
-            // Silence on an idle connection is no request, and no answer is owed.
-            Err(error) if error.is_timeout() && !parts.read_buf.trim_ascii().is_empty() => Some(TOO_SLOW),
-            Err(error) if error.is_parse_too_large() => Some(TOO_LARGE),
-            Err(error) if error.is_parse() => Some(MALFORMED),
-            _ => None,
-        };
-        let last_words = async {
-            if let Some((outcome, answer)) = owed {
-                (observer.answered)(outcome);
-                stream.write_all(answer).await?;
-            }
-            stream.shutdown().await?;
-            // Closing with bytes unread would reset the connection, and the answer with it.
-            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
-        };
-        if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
-            tracing::debug!("A sender did not let go of its connection");
-        }
-    }
-}
-
-/// A socket on which a sender that takes no answers is given up, and on which the HTTP library's own answers
-/// to bad requests are left out: ours have a body.
-struct Socket {
-    stream: TcpStream,
-    /// Set while the sender takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Socket {
-    fn new(stream: TcpStream) -> Self {
-        Self { stream, stalled: None }
-    }
-
-    fn into_inner(self) -> TcpStream {
-        self.stream
-    }
-
-    /// Turns a write that waits for too long into an error.
-    fn bound<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
-        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-/// Whether these bytes are an answer that the HTTP library makes by itself. No handler answers so.
-fn is_librarys_own(bytes: &[u8]) -> bool {
-    [b"HTTP/1.1 400 ", b"HTTP/1.1 414 ", b"HTTP/1.1 431 "].iter().any(|status| bytes.starts_with(*status))
-        && bytes.windows(LIBRARY_MARK.len()).take(MAX_LIBRARY_ANSWER).any(|window| window == LIBRARY_MARK)
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if is_librarys_own(bytes) {
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.bound(context, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-/// A prepared answer, and its word for metrics.
-type Prepared = (&'static str, &'static [u8]);
-
-/// What a sender gets whose headers do not arrive in time.
-const TOO_SLOW: Prepared = (
-    "too-slow",
-    b"HTTP/1.1 408 Request Timeout\r\n\
-content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 98\r\n\r\n\
-{\"type\":\"about:blank\",\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"the headers were too slow\"}",
-);
-
-/// What a sender gets whose headers are too many or too large for the HTTP library.
-const TOO_LARGE: Prepared = (
-    "too-large",
-    b"HTTP/1.1 413 Payload Too Large\r\n\
-content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 100\r\n\r\n\
-{\"type\":\"about:blank\",\"title\":\"Payload Too Large\",\"status\":413,\"detail\":\"the headers are too large\"}",
-);
-
-/// What a sender gets whose request is not HTTP.
-const MALFORMED: Prepared = (
-    "malformed",
-    b"HTTP/1.1 400 Bad Request\r\n\
-content-type: application/problem+json\r\nconnection: close\r\ncontent-length: 85\r\n\r\n\
-{\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"detail\":\"this is not HTTP\"}",
-);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_prepared_answers_say_how_long_they_are() {
-        for (_, answer) in [TOO_SLOW, TOO_LARGE, MALFORMED] {
-            let text = std::str::from_utf8(answer).unwrap();
-            let (head, body) = text.split_once("\r\n\r\n").unwrap();
-            assert!(head.contains(&format!("content-length: {}", body.len())), "{} bytes: {text}", body.len());
-            assert!(serde_json::from_str::<serde_json::Value>(body).is_ok(), "{body}");
-        }
     }
 }

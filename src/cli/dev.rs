@@ -16,6 +16,7 @@ use super::{Common, Usage, complain, say};
 use crate::app::{App, Options, Roles};
 use crate::config::{self, Config};
 use crate::demo;
+use crate::descriptors;
 use crate::lifecycle::Signals;
 use crate::listener::{Limits, Listener};
 
@@ -57,6 +58,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = config::load(&layers).map_err(Usage::from)?;
     let tracing = super::telemetry(&config)?;
 
+    descriptors::raise();
     let mut signals = Signals::listen()?;
     let stop_server = CancellationToken::new();
     let server = Server::start(server, &folder, port).await?;
@@ -109,8 +111,14 @@ async fn demo_endpoint(config: &Config, lines: demo::Say, app: &App) -> anyhow::
     let Some(address) = addresses.first().copied().filter(|address| address.ip().is_loopback()) else {
         return Ok(None);
     };
-    let limits = Limits { connections: 64, header_timeout: Duration::from_secs(5), max_headers: 16 * 1024 };
-    let listener = Listener::bind(address, limits).await.context("endpoints.demo.url")?;
+    let limits = Limits {
+        connections: 64,
+        header_timeout: Duration::from_secs(5),
+        idle_timeout: Duration::from_secs(75),
+        linger: Duration::ZERO,
+        max_headers: 16 * 1024,
+    };
+    let listener = Listener::bind(address, limits).context("endpoints.demo.url")?;
     let router = demo::endpoint(endpoint, lines)?;
     app.run_beside(|stop| listener.run(router, stop));
     Ok(Some(address))

@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::Common;
 use crate::app::{App, Options, Roles};
+use crate::descriptors;
 use crate::lifecycle::Signals;
 
 #[derive(Args)]
@@ -21,12 +22,24 @@ pub(super) async fn run(arguments: Arguments, roles: Roles) -> anyhow::Result<()
     let config = arguments.common.load()?;
     let tracing = super::telemetry(&config)?;
     let mut signals = Signals::listen()?;
+    // After the logs, which say if it fails, and before the first connection.
+    descriptors::raise();
     let options = Options { update_streams: arguments.update_streams, ..Options::default() };
     let app = App::start(&config, roles, options).await?;
     let asked = tokio::select! {
         () = signals.stop(|| app.reload()) => true,
         () = app.ended() => false,
     };
+    let delay = config.shutdown_delay;
+    if asked && !delay.is_zero() {
+        tracing::info!(delay_ms = delay.as_millis() as u64, "Stopping in {delay:?}: not ready, and serving until then");
+        app.leave();
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = signals.stop(|| app.reload()) => tracing::info!("A second signal: the rest of the delay is left out"),
+            () = app.ended() => {}
+        }
+    }
     tracing::info!("Stopping: finishing what is held");
     let stopped = tokio::select! {
         stopped = app.stop() => stopped,

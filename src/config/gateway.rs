@@ -28,9 +28,16 @@ pub struct Gateway {
     pub max_headers: ByteSize,
     /// Bodies held in memory at once, over all requests. What does not fit is answered 429.
     pub max_in_flight: ByteSize,
-    /// Connections open at once. One more waits until another closes.
+    /// Connections open at once. For one more, the one that has been idle longest is closed; where a request is in
+    /// progress on each, it waits. Each needs a file descriptor: where the process may not open so many files and
+    /// still have a reserve for NATS, the admin pages and deliveries, fewer are taken, and the log says so.
     pub max_connections: usize,
-    /// How long the headers of a request may take to arrive.
+    /// How long a connection may be idle, before its first request and between two. Longer than the load balancer or
+    /// reverse proxy in front keeps its unused connections, or it sends requests on connections that are just being
+    /// closed and answers 502: AWS and nginx keep them for 60 s, Google for 600 s and needs `"620s"`.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// How long the headers of a request may take to arrive, from their first byte.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
     /// How long a body may take to arrive.
@@ -71,6 +78,7 @@ impl Default for Gateway {
             max_headers: ByteSize::kib(32),
             max_in_flight: ByteSize::mib(256),
             max_connections: 20_000,
+            idle_timeout: Duration::from_secs(75),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(20),
             request_timeout: Duration::from_secs(30),

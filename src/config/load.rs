@@ -20,7 +20,8 @@ pub(crate) const DEFAULT_FILE: &str = "config/hookbridge.toml";
 const MAX_MISTAKES: usize = 20;
 
 /// The top-level keys.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
+    "shutdown_delay",
     "shutdown_grace",
     "nats",
     "streams",
@@ -89,6 +90,7 @@ pub fn load(layers: &Layers) -> Result<Config, Mistakes> {
     let mut reader = Reader { figment: layers.figment()?, mistakes: Vec::new() };
     reader.refuse_unknown_sections();
     let config = Config {
+        shutdown_delay: reader.duration("shutdown_delay").unwrap_or_default(),
         shutdown_grace: reader.duration("shutdown_grace").unwrap_or_else(default_shutdown_grace),
         nats: reader.section("nats"),
         streams: reader.section("streams"),

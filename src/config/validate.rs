@@ -27,6 +27,11 @@ const CARRIED: [HeaderName; 4] = [
     HeaderName::from_static("webhook-timestamp"),
 ];
 
+/// For how long the load balancers that most people have keep an unused connection.
+const KEPT_BY_BALANCERS: Duration = Duration::from_secs(60);
+/// A longer `shutdown_delay` is a mistake.
+const LONGEST_DELAY: Duration = Duration::from_secs(3600);
+
 /// Collects mistakes under a key.
 struct Findings(Vec<Mistake>);
 
@@ -166,6 +171,12 @@ fn gateway(config: &Config, findings: &mut Findings) {
     }
     if gateway.max_connections == 0 {
         findings.add("gateway.max_connections", "must be at least 1");
+    }
+    if config.shutdown_delay > LONGEST_DELAY {
+        findings.add("shutdown_delay", "must be at most 1h: no load balancer takes longer to notice");
+    }
+    if gateway.idle_timeout.is_zero() {
+        findings.add("gateway.idle_timeout", "must be more than 0: a connection is idle before its first request");
     }
     for (key, timeout) in [
         ("gateway.header_timeout", gateway.header_timeout),
@@ -493,6 +504,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
     for url in open {
         warnings.push(format!(
             "nats.url: {url} is neither on loopback nor authenticated: whoever reaches it can publish as any agent"
+        ));
+    }
+    if config.gateway.idle_timeout <= KEPT_BY_BALANCERS {
+        warnings.push(format!(
+            "gateway.idle_timeout: {} is not longer than load balancers keep unused connections (AWS and nginx: 60s): behind one, requests that meet a connection that is just being closed are answered 502 by it",
+            humantime::format_duration(config.gateway.idle_timeout)
         ));
     }
     if config.streams.retry.max_bytes.is_some() {

@@ -29,6 +29,10 @@ pub(crate) struct Metrics {
     pub(crate) body_bytes: Gauge,
     /// Connections open now.
     pub(crate) connections: Gauge,
+    /// Idle connections that the gateway closed, by reason.
+    pub(crate) idle_closed: Family<ReasonLabels, Counter>,
+    /// Connections that the gateway could not accept.
+    pub(crate) accept_failures: Counter,
     /// Publishes that the stream did not confirm, by reason.
     pub(crate) unconfirmed: Family<ReasonLabels, Counter>,
     /// Batches of webhooks, where the server syncs always, by what became of them.
@@ -67,7 +71,7 @@ pub(crate) struct Metrics {
     pub(crate) already_done: Counter,
     /// Deliveries in hand now.
     pub(crate) deliveries: Gauge,
-    /// 1 while NATS stores what the roles of the process need.
+    /// 1 while NATS stores what the roles of the process need and the process takes work, as `/readyz` says.
     pub(crate) nats_ready: Gauge,
     /// For how long something that the roles need has not been confirmed.
     pub(crate) nats_unconfirmed_seconds: Gauge,
@@ -198,6 +202,8 @@ impl Metrics {
             request_seconds: seconds(),
             body_bytes: Gauge::default(),
             connections: Gauge::default(),
+            idle_closed: Family::default(),
+            accept_failures: Counter::default(),
             unconfirmed: Family::default(),
             batches: Family::default(),
             batched_events: Family::default(),
@@ -244,6 +250,9 @@ impl Metrics {
         );
         registry.register("ingress_body_bytes", "Bytes of request bodies held", self.body_bytes.clone());
         registry.register("ingress_connections", "Open connections", self.connections.clone());
+        registry.register("ingress_idle_closed", "Idle connections closed by reason", self.idle_closed.clone());
+        let failures = self.accept_failures.clone();
+        registry.register("ingress_accept_failures", "Connections that could not be accepted", failures);
         registry.register("ingress_unconfirmed", "Publishes not confirmed by reason", self.unconfirmed.clone());
         registry.register("ingress_batches", "Batches of events by outcome", self.batches.clone());
         registry.register("ingress_batched_events", "Events in batches by outcome", self.batched_events.clone());
@@ -280,7 +289,8 @@ impl Metrics {
         registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());
         registry.register("stream_bytes", "Bytes in each stream", self.stream_bytes.clone());
         registry.register("stream_alarm", "1 for a stream near its limit", self.stream_alarm.clone());
-        registry.register("nats_ready", "1 while NATS stores what the roles need", self.nats_ready.clone());
+        let help = "1 while NATS stores what the roles need and the process takes work";
+        registry.register("nats_ready", help, self.nats_ready.clone());
         let help = "How long something that the roles need has not been confirmed";
         registry.register("nats_unconfirmed_seconds", help, self.nats_unconfirmed_seconds.clone());
         let help = "Pulls from NATS that ended early, by stream and reason";

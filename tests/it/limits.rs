@@ -14,6 +14,7 @@ max_body = "1KiB"
 max_headers = "4KiB"
 max_in_flight = "2KiB"
 header_timeout = "300ms"
+idle_timeout = "300ms"
 body_timeout = "300ms"
 
 [sources.open]
@@ -134,12 +135,15 @@ async fn a_sender_that_goes_away_in_the_middle_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_for_a_place() {
+async fn a_connection_over_the_limit_waits_while_every_other_has_a_request_in_progress() {
     let nats = Nats::start().await;
-    let text = SMALL.replace("header_timeout = \"300ms\"", "header_timeout = \"20s\"\nmax_connections = 1");
+    let text = SMALL.replace("body_timeout = \"300ms\"", "body_timeout = \"20s\"\nmax_connections = 1");
     let hookbridge = Hookbridge::start(&nats, &text).await;
     let address = hookbridge.url("").replace("http://", "");
-    let first = TcpStream::connect(&address).await.unwrap();
+    let mut first = TcpStream::connect(&address).await.unwrap();
+    first.write_all(b"POST /hooks/open HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbo").await.unwrap();
+    let begun = async || (hookbridge.metric("hookbridge_ingress_body_bytes").await == 2.0).then_some(());
+    crate::harness::eventually("the first request to have begun", begun).await;
     let mut second = TcpStream::connect(&address).await.unwrap();
     second
         .write_all(b"POST /hooks/open HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")

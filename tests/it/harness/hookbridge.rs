@@ -4,7 +4,9 @@ use hookbridge::app::{App, Options, Roles};
 use hookbridge::clock::Clock;
 use hookbridge::config::{self, Config, Layers};
 
-use super::{Answer, Nats, post, request, within};
+use tokio::net::TcpStream;
+
+use super::{Answer, Nats, eventually, post, request, within};
 
 /// A process, started from a configuration text as an operator would write it.
 pub(crate) struct Hookbridge {
@@ -86,6 +88,13 @@ impl Hookbridge {
     /// Posts to a path on the gateway.
     pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: impl Into<bytes::Bytes>) -> Answer {
         post(&self.url(path), headers, body).await
+    }
+
+    /// Waits until the gateway lets senders in.
+    pub(crate) async fn listens(&self) {
+        let address = self.app.gateway().unwrap();
+        let connected = async || TcpStream::connect(address).await.ok();
+        eventually("the gateway to listen", connected).await;
     }
 
     /// What an admin page says.

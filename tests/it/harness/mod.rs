@@ -20,7 +20,7 @@ pub(crate) use self::collector::{Collector, attribute};
 pub(crate) use self::dns::Dns;
 pub(crate) use self::hookbridge::{Hookbridge, mistakes};
 pub(crate) use self::hostile::{Act, Hostile};
-pub(crate) use self::http::{Answer, post, request, send, send_raw};
+pub(crate) use self::http::{Answer, Wire, post, request, send, send_raw, webhook};
 pub(crate) use self::nats::{Message, Nats};
 pub(crate) use self::packages::{node_with_packages, python, python_with_packages};
 pub(crate) use self::program::{Configuration, Ended, Program, binary, free_port, run};

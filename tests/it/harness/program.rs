@@ -1,5 +1,6 @@
 //! Programs in processes of their own, as users run them.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,6 +40,25 @@ impl Configuration {
     /// `hookbridge` with these files, which say which servers to use.
     pub(crate) fn start(self, arguments: &[&str]) -> Program {
         let program = Program::start(&mut self.hookbridge(arguments));
+        Program { files: Some(self), ..program }
+    }
+
+    /// `hookbridge` with these files, and with so many open files: the limit that it starts with, and the one that it
+    /// may raise it to.
+    pub(crate) fn with_files(&self, arguments: &[&str], soft: u32, hard: u32) -> Command {
+        let hookbridge = self.hookbridge(arguments);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\""));
+        command.arg(hookbridge.as_std().get_program()).args(hookbridge.as_std().get_args());
+        for (name, _) in hookbridge.as_std().get_envs().filter(|(_, value)| value.is_none()) {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// `hookbridge gateway` with these files.
+    pub(crate) fn gateway(self, nats: &Nats) -> Program {
+        let program = Program::start(&mut self.hookbridge(&["gateway", "--nats", &nats.url()]));
         Program { files: Some(self), ..program }
     }
 
@@ -192,6 +212,32 @@ impl Program {
         let id = self.child.id().expect("it has not been waited for").to_string();
         let sent = within("kill", Command::new("kill").arg(format!("-{name}")).arg(id).status()).await.unwrap();
         assert!(sent.success(), "{}", self.stderr());
+    }
+
+    /// Stops it where it stands, until [`Program::go_on`]. What is sent to it meanwhile waits in the operating system.
+    pub(crate) async fn pause(&self) {
+        self.signal("STOP").await;
+        let status = format!("/proc/{}/status", self.child.id().unwrap());
+        let stopped = async || std::fs::read_to_string(&status).unwrap().contains("State:\tT").then_some(());
+        eventually("the process to stand still", stopped).await;
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn go_on(&self) {
+        self.signal("CONT").await;
+    }
+
+    /// Takes its unused file descriptors away: what it opens from now on fails, until it has closed something.
+    pub(crate) async fn use_up_files(&self) {
+        let id = self.child.id().unwrap();
+        let open = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap();
+        let used: BTreeSet<u32> =
+            open.filter_map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().ok()).collect();
+        // The limit is one of numbers, of which the lowest that is free is taken.
+        let soft = format!("--nofile={}:", (0..).find(|number| !used.contains(number)).unwrap());
+        let mut prlimit = Command::new("prlimit");
+        let set = within("prlimit", prlimit.arg("--pid").arg(id.to_string()).arg(soft).status()).await.unwrap();
+        assert!(set.success(), "{}", self.stderr());
     }
 
     /// Kills it, as `kill -9` does, and waits until it is gone.
