@@ -53,4 +53,4 @@ pub(crate) use inquiry::{Delivered, Found, inquire};
 pub(crate) use intake::understood_id;
 pub(crate) use registry::Registry;
 pub(crate) use replay::Origin;
-pub(crate) use unreadable::bury as bury_unreadable;
+pub(crate) use unreadable::UnreadableRecorder;

@@ -297,6 +297,9 @@ impl Consumer {
             }
         };
         let (sequence, delivered, stored) = (info.stream_sequence, info.delivered, info.published.into());
+        if let Some(burial) = &self.broker.burial {
+            burial.seen.insert(self.stream, sequence);
+        }
         let (message, acker) = message.split();
         Some(Received {
             subject: self.broker.names.strip(&message.subject).to_owned(),

@@ -50,4 +50,5 @@ mod signatures;
 mod source_limits;
 mod tasks;
 mod traces;
+mod unreadable_messages;
 mod vectors;
