@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn everything_is_looked_at_while_it_is_no_more_than_can_be_in_flight() {
-        assert_eq!(ranges(0, 0, 0), [1..=0]);
+        assert_eq!(ranges(0, 0, 0).into_iter().flatten().count(), 0);
         assert_eq!(ranges(9, 12, 5), [10..=12]);
         assert_eq!(ranges(1, 1 + MAX_LOOKED_AT, 0), [2..=1 + MAX_LOOKED_AT]);
     }

@@ -148,8 +148,8 @@ async fn a_start_finds_what_was_there_before() {
 async fn an_ordered_endpoint_goes_on() {
     let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
     let _hookbridge = Hookbridge::start(&nats, &(endpoint(&receiver) + "ordered = true\n")).await;
-    for number in 0..5 {
-        nats.publish_blocks([("outbox.a", BLOCKS[number], "kept")]).await;
+    for (number, block) in BLOCKS.into_iter().enumerate().take(5) {
+        nats.publish_blocks([("outbox.a", block, "kept")]).await;
         nats.publish("outbox.a", &[], good(number)).await;
     }
     for number in 0..5 {
