@@ -164,6 +164,8 @@ impl Broker {
                 found(key, value);
             }
         };
+        // The watch that follows needs the second connection: it is made meanwhile.
+        drop(self.side.client().await);
         self.read_records(&mut Place::default(), &found).await
     }
 
