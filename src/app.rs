@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::broker::{Broker, Links, Need, Plan, Problem, Role};
+use crate::broker::{Broker, Burial, Links, Need, Plan, Problem, Role};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::egress::{self, Courier, Registry};
+use crate::egress::{Courier, Registry, UnreadableRecorder};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener, Observer};
 use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
@@ -191,7 +191,9 @@ impl App {
         self.secrets.extend(registry.secrets());
         let runner = CourierRunner {
             config: config.clone(),
-            plan: plan.burying(egress::bury_unreadable).needing(Need::of_courier()),
+            plan: plan
+                .burying(Burial::new(Arc::new(UnreadableRecorder::new(metrics.clone()))))
+                .needing(Need::of_courier()),
             registry: Arc::new(registry),
             clock: options.clock.clone(),
             metrics: metrics.clone(),
@@ -303,22 +305,27 @@ struct CourierRunner {
 
 impl CourierRunner {
     async fn run(self, stop: CancellationToken, last: CancellationToken) -> anyhow::Result<()> {
+        let mut before = None::<Broker>;
         while !stop.is_cancelled() {
             let (broker, supervisor) =
                 Broker::connect(&self.config.nats, self.plan.clone(), "courier").await.context("nats")?;
             self.links.set(Role::Courier, broker.clone());
+            if let Some(before) = before.replace(broker.clone()) {
+                before.succeed(broker.clone());
+            }
             let (registry, clock, metrics) = (self.registry.clone(), self.clock.clone(), self.metrics.clone());
             let courier = Courier::new(&self.config, broker, registry, clock, metrics)?;
-            // A courier whose client broke drops what it holds: the streams still have it.
+            // A courier whose client broke takes nothing more; what it has in hand it writes down over the next one.
             let (stopped, supervised) = (stop.child_token(), supervisor.run(last.clone()));
             tokio::select! {
-                () = courier.run(stopped) => return Ok(()),
+                () = courier.run(stopped.clone()) => return Ok(()),
                 ended = supervised => match ended {
                     Ok(()) => return Ok(()),
                     Err(Problem::ClientGone) => tracing::error!("{}; getting a new one", Problem::ClientGone),
                     Err(problem) => return Err(problem.into()),
                 },
             }
+            stopped.cancel();
             stop.run_until_cancelled(tokio::time::sleep(NEW_CLIENT_AFTER)).await;
         }
         Ok(())

@@ -58,4 +58,4 @@ pub(crate) use intake::understood_id;
 pub(crate) use registry::Registry;
 pub(crate) use repair::{Page as RepairPage, Repair, Repaired};
 pub(crate) use replay::Origin;
-pub(crate) use unreadable::bury as bury_unreadable;
+pub(crate) use unreadable::UnreadableRecorder;

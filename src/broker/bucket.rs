@@ -1,24 +1,50 @@
 //! The bucket of what is said about endpoints.
+//!
+//! Whoever may write the bucket can put a record there that the client library cannot read. So records are read
+//! through the JSON API, changes are followed over a connection of their own, and what cannot be read is removed.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream;
-use async_nats::jetstream::kv::{Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::consumer::{DeliverPolicy, push};
+use async_nats::jetstream::kv::{Store, UpdateErrorKind};
+use async_nats::jetstream::stream::Stream;
+use async_nats::{Client, jetstream};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Broker, Names, Visitor};
+use super::raw::{self, Raw, Which};
+use super::{Broker, Names, Visitor, from_nats, unreadable};
+use crate::event::Headers;
 
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// The most keys that a visit reads.
 const MOST_KEYS: usize = 100_000;
+/// Parts of the bucket that are read at once.
+const PARTS_AT_ONCE: usize = 16;
+/// The fewest sequences of a part, and the most parts.
+const PARTS: (u64, u64) = (256, 1024);
+/// What the description of a courier's watch begins with; the name of its process follows.
+pub(super) const WATCHED_BY: &str = "hookbridge courier ";
+/// The header by which a bucket tells a removal from a value.
+pub(super) const OPERATION: &str = "KV-Operation";
+/// The header by which the server tells that a value has ended.
+pub(super) const MARKER: &str = "Nats-Marker-Reason";
 
 /// The bucket did not take it, or did not answer.
 #[derive(Debug, thiserror::Error)]
 #[error("bucket of endpoints: {0}")]
 pub(crate) struct BucketError(String);
+
+/// Where a watch has got to.
+#[derive(Default)]
+struct Place {
+    /// When the bucket was made that it is in.
+    created: Option<SystemTime>,
+    /// The first sequence that was not read.
+    next: u64,
+}
 
 fn failed(error: &dyn std::fmt::Display) -> BucketError {
     BucketError(error.to_string())
@@ -26,6 +52,79 @@ fn failed(error: &dyn std::fmt::Display) -> BucketError {
 
 async fn open(jetstream: &jetstream::Context, names: &Names) -> Result<Store, BucketError> {
     jetstream.get_key_value(names.endpoints_bucket()).await.map_err(|error| failed(&error))
+}
+
+/// The stream under a bucket.
+fn stream_of(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// Whether headers are those of a value, and no sign that one was removed or has ended.
+pub(super) fn is_value(headers: &Headers) -> bool {
+    headers.get(OPERATION).is_none() && headers.get(MARKER).is_none()
+}
+
+/// Whether no other courier watches the bucket, or has in the last half minute.
+pub(super) async fn is_alone(jetstream: &jetstream::Context, names: &Names, process: &str) -> bool {
+    let Ok(stream) = jetstream.get_stream_no_info(stream_of(&names.endpoints_bucket())).await else { return false };
+    let mut watches = stream.consumers();
+    while let Some(watch) = watches.next().await {
+        if !watch.is_ok_and(|watch| watch.config.description.as_deref() == Some(process)) {
+            return false;
+        }
+    }
+    true
+}
+
+/// The parts in which sequences are read, in their order.
+fn parts(from: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (fewest, most) = PARTS;
+    let length = (last.saturating_add(1).saturating_sub(from)).div_ceil(most).max(fewest);
+    let begins = (from..=last).step_by(usize::try_from(length).unwrap_or(usize::MAX));
+    begins.map(move |begin| (begin, last.min(begin.saturating_add(length - 1))))
+}
+
+/// The records whose sequences are in a part.
+async fn part(client: &Client, stream: &str, filter: &str, (from, to): (u64, u64)) -> Result<Vec<Raw>, BucketError> {
+    let (mut found, mut next) = (Vec::new(), from);
+    while next <= to {
+        match raw::get(client, stream, Which::next(filter, next)).await.map_err(|error| failed(&error))? {
+            Some(raw) if raw.sequence <= to => {
+                next = raw.sequence + 1;
+                found.push(raw);
+            }
+            _ => break,
+        }
+    }
+    Ok(found)
+}
+
+/// Removes a record that the client library cannot read. Whether it was there.
+///
+/// A bucket's stream lets nobody delete single messages, but purge one subject up to a place.
+pub(super) async fn remove_record<I>(stream: &Stream<I>, name: &str, record: &Raw) -> bool {
+    let purged = stream.purge().sequence(record.sequence + 1).filter(&record.subject).await;
+    match purged {
+        Ok(purged) if purged.purged > 0 => tracing::warn!(
+            nats.stream = name,
+            nats.subject = record.subject,
+            nats.sequence = record.sequence,
+            "Removed record {} from {name}: the NATS client library cannot read it",
+            record.sequence
+        ),
+        Ok(_) => return false,
+        Err(error) => {
+            tracing::warn!(
+                nats.stream = name,
+                nats.subject = record.subject,
+                nats.sequence = record.sequence,
+                "Cannot remove record {} from {name}, which the NATS client library cannot read: {error}",
+                record.sequence
+            );
+            return false;
+        }
+    }
+    true
 }
 
 impl Broker {
@@ -46,11 +145,13 @@ impl Broker {
     pub(crate) async fn forget_endpoint(&self, key: &str) -> Result<(), BucketError> {
         self.remove_endpoint(key).await?;
         let store = open(&self.jetstream, &self.names).await?;
-        let left = store.entry(key).await.map_err(|error| failed(&error))?;
-        if let Some(left) = left.filter(|left| left.operation != Operation::Put) {
+        let bucket = self.names.endpoints_bucket();
+        let subject = format!("$KV.{bucket}.{key}");
+        let left = raw::get(&self.client, &stream_of(&bucket), Which::last(&subject)).await;
+        let left = left.map_err(|error| failed(&error))?;
+        if let Some(left) = left.filter(|left| !is_value(&raw::headers(&left.headers))) {
             // A bucket's stream lets nobody delete single messages, but purge one subject up to a place.
-            let subject = format!("$KV.{}.{key}", self.names.endpoints_bucket());
-            let purged = store.stream.purge().sequence(left.revision + 1).filter(subject).await;
+            let purged = store.stream.purge().sequence(left.sequence + 1).filter(subject).await;
             purged.map_err(|error| failed(&error))?;
         }
         Ok(())
@@ -58,26 +159,29 @@ impl Broker {
 
     /// Calls `found` for every key there is now.
     pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
-        let store = open(&self.jetstream, &self.names).await?;
-        let mut keys = store.keys().await.map_err(|error| failed(&error))?;
-        while let Some(key) = keys.next().await {
-            let key = key.map_err(|error| failed(&error))?;
-            if let Some(value) = store.get(&key).await.map_err(|error| failed(&error))? {
-                found(&key, &value);
+        let found = |key: &str, value: Option<&[u8]>| {
+            if let Some(value) = value {
+                found(key, value);
             }
-        }
-        Ok(())
+        };
+        // The watch that follows needs the second connection: it is made meanwhile.
+        drop(self.side.client().await);
+        self.read_records(&mut Place::default(), &found).await
     }
 
     /// Calls `changed` for every key there is and for every change, until stopped; `None` is a removed one.
-    /// Begins anew with every connection.
+    /// Begins anew with every connection of the role; one that only this watch has lost it goes on after.
     pub(crate) async fn watch_endpoints(&self, stop: &CancellationToken, changed: impl Fn(&str, Option<&[u8]>)) {
+        let (mut place, mut connection) = (Place::default(), None);
         while !stop.is_cancelled() {
             let Some(Some(ready)) = stop.run_until_cancelled(self.ready()).await else { return };
+            if connection.replace(ready.connection) != Some(ready.connection) {
+                place = Place::default();
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.lost(ready.connection) => continue,
-                ended = self.follow_endpoints(&changed) => {
+                ended = self.follow_endpoints(&mut place, &changed) => {
                     if let Err(error) = ended {
                         tracing::debug!("Watching the bucket of endpoints ended: {error}");
                     }
@@ -87,14 +191,87 @@ impl Broker {
         }
     }
 
-    async fn follow_endpoints(&self, changed: &impl Fn(&str, Option<&[u8]>)) -> Result<(), BucketError> {
-        let store = open(&self.jetstream, &self.names).await?;
-        let mut watch = store.watch_with_history(">").await.map_err(|error| failed(&error))?;
-        while let Some(entry) = watch.next().await {
-            let entry = entry.map_err(|error| failed(&error))?;
-            let value = (entry.operation == Operation::Put).then_some(&entry.value[..]);
-            changed(&entry.key, value);
+    async fn follow_endpoints(
+        &self,
+        place: &mut Place,
+        changed: &impl Fn(&str, Option<&[u8]>),
+    ) -> Result<(), BucketError> {
+        let side = self.side.client().await.map_err(|error| failed(&error))?;
+        let lost = side.lost();
+        // What ended the last watch may be a record that cannot be read; here it can be, and is removed.
+        self.read_records(place, changed).await?;
+        let watching = self.follow_changes(&side.client, place, changed);
+        tokio::select! {
+            ended = watching => ended,
+            () = lost => Err(failed(&"the connection was lost")),
         }
+    }
+
+    async fn follow_changes(
+        &self,
+        client: &Client,
+        place: &mut Place,
+        changed: &impl Fn(&str, Option<&[u8]>),
+    ) -> Result<(), BucketError> {
+        let bucket = self.names.endpoints_bucket();
+        let stream = jetstream::new(client.clone()).get_stream_no_info(stream_of(&bucket)).await;
+        let prefix = format!("$KV.{bucket}.");
+        let watch = push::OrderedConfig {
+            deliver_subject: client.new_inbox(),
+            description: self.burial.as_ref().map(|burial| burial.process.to_string()),
+            filter_subject: format!("{prefix}>"),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: place.next.max(1) },
+            ..push::OrderedConfig::default()
+        };
+        let watch = stream.map_err(|error| failed(&error))?.create_consumer(watch).await;
+        let messages = watch.map_err(|error| failed(&error))?.messages().await;
+        let mut messages = messages.map_err(|error| failed(&error))?;
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| failed(&error))?;
+            let sequence = message.info().map_err(|error| failed(&error))?.stream_sequence;
+            let headers = message.headers.as_ref().map(from_nats).unwrap_or_default();
+            if let Some(key) = message.subject.strip_prefix(&prefix) {
+                changed(key, is_value(&headers).then_some(&message.payload[..]));
+            }
+            place.next = sequence + 1;
+        }
+        Ok(())
+    }
+
+    /// Calls `found` for every record from a place on, `None` for a removed one, and removes what the client library
+    /// cannot read.
+    async fn read_records(&self, place: &mut Place, found: &impl Fn(&str, Option<&[u8]>)) -> Result<(), BucketError> {
+        let bucket = self.names.endpoints_bucket();
+        let (name, prefix) = (stream_of(&bucket), format!("$KV.{bucket}."));
+        let stream = self.jetstream.get_stream(&name).await.map_err(|error| failed(&error))?;
+        let info = stream.cached_info();
+        let created = Some(info.created.into());
+        // A bucket that was made again, or emptied, counts anew.
+        if place.created != created || place.next > info.state.last_sequence.saturating_add(1) {
+            *place = Place { created, next: 0 };
+        }
+        let (from, last) = (place.next.max(info.state.first_sequence), info.state.last_sequence);
+        let filter = format!("{prefix}>");
+        let reading =
+            futures_util::stream::iter(parts(from, last)).map(|range| part(&self.client, &name, &filter, range));
+        let mut reading = std::pin::pin!(reading.buffered(PARTS_AT_ONCE));
+        while let Some(records) = reading.next().await {
+            let records = records?;
+            let verdicts = unreadable::verdicts(&self.client, &name, &records).await;
+            for (record, readable) in records.iter().zip(verdicts.map_err(|error| failed(&error))?) {
+                if !readable {
+                    if remove_record(&stream, &name, record).await
+                        && let Some(burial) = &self.burial
+                    {
+                        burial.bury.removed_record();
+                    }
+                } else if let Some(key) = record.subject.strip_prefix(&prefix) {
+                    found(key, is_value(&raw::headers(&record.headers)).then_some(&record.payload[..]));
+                }
+                place.next = record.sequence + 1;
+            }
+        }
+        place.next = place.next.max(last.saturating_add(1));
         Ok(())
     }
 }
@@ -102,9 +279,12 @@ impl Broker {
 impl Visitor {
     /// A key's value, and its revision; 0 for a key that is not there.
     pub(crate) async fn endpoint_key(&self, key: &str) -> Result<(Option<Bytes>, u64), BucketError> {
-        let entry = open(&self.jetstream, &self.names).await?.entry(key).await.map_err(|error| failed(&error))?;
-        Ok(entry
-            .map_or((None, 0), |entry| ((entry.operation == Operation::Put).then_some(entry.value), entry.revision)))
+        let bucket = self.names.endpoints_bucket();
+        let subject = format!("$KV.{bucket}.{key}");
+        let found = raw::get(&self.client, &stream_of(&bucket), Which::last(&subject)).await;
+        Ok(found.map_err(|error| failed(&error))?.map_or((None, 0), |found| {
+            (is_value(&raw::headers(&found.headers)).then_some(found.payload), found.sequence)
+        }))
     }
 
     /// Writes a key whose revision is this one. `false`: somebody else wrote it meanwhile.
@@ -119,16 +299,42 @@ impl Visitor {
 
     /// Every key and its value.
     pub(crate) async fn endpoint_keys(&self) -> Result<Vec<(String, Bytes)>, BucketError> {
-        let store = open(&self.jetstream, &self.names).await?;
-        let mut keys = store.keys().await.map_err(|error| failed(&error))?.take(MOST_KEYS);
+        let bucket = self.names.endpoints_bucket();
+        let (name, prefix) = (stream_of(&bucket), format!("$KV.{bucket}."));
+        let stream = self.jetstream.get_stream(&name).await.map_err(|error| failed(&error))?;
+        let state = &stream.cached_info().state;
+        let filter = format!("{prefix}>");
+        let reading = futures_util::stream::iter(parts(state.first_sequence, state.last_sequence))
+            .map(|range| part(&self.client, &name, &filter, range));
+        let mut reading = std::pin::pin!(reading.buffered(PARTS_AT_ONCE));
         let mut all = Vec::new();
-        while let Some(key) = keys.next().await {
-            let key = key.map_err(|error| failed(&error))?;
-            if let Some(value) = store.get(&key).await.map_err(|error| failed(&error))? {
-                all.push((key, value));
+        while let Some(records) = reading.next().await {
+            for record in records? {
+                if is_value(&raw::headers(&record.headers))
+                    && let Some(key) = record.subject.strip_prefix(&prefix)
+                    && all.len() < MOST_KEYS
+                {
+                    all.push((key.to_owned(), record.payload));
+                }
             }
         }
         all.sort();
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_every_sequence_once_and_are_not_too_many() {
+        assert_eq!(parts(5, 4).count(), 0);
+        assert_eq!(parts(1, 1).collect::<Vec<_>>(), [(1, 1)]);
+        assert_eq!(parts(1, 300).collect::<Vec<_>>(), [(1, 256), (257, 300)]);
+        let many: Vec<_> = parts(7, 10_000_000).collect();
+        assert!(many.len() <= 1024);
+        assert!(many.windows(2).all(|two| two[0].1 + 1 == two[1].0));
+        assert_eq!((many[0].0, many[many.len() - 1].1), (7, 10_000_000));
     }
 }

@@ -14,8 +14,10 @@ use super::health::{Health, Need, Trouble};
 use super::identity::{Identities, Looks};
 use super::probe::Prober;
 use super::provision::{self, Made, Plan, Problem};
+use super::side::Side;
 use super::state::{Link, Ready};
 use super::tasks::Written;
+use super::unreadable::Burial;
 use super::{Names, read, unreadable};
 use crate::config::{Nats, StreamKind};
 use crate::secret::SecretError;
@@ -23,7 +25,7 @@ use crate::secret::SecretError;
 /// The oldest server that has message schedules.
 const OLDEST_SERVER: (u64, u64) = (2, 12);
 /// How long one JetStream request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before looking again at a server that was not ready or not fit.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often to look whether everything is still there.
@@ -54,6 +56,12 @@ pub(crate) struct Broker {
     pub(super) written: Arc<Written>,
     pub(super) identities: Arc<Identities>,
     pub(super) looks: Arc<Looks>,
+    /// For what others may publish and is only listened to.
+    pub(super) side: Arc<Side>,
+    /// How a role deals with messages that it cannot read, if it takes any.
+    pub(super) burial: Option<Burial>,
+    /// What took this broker's place when its client died.
+    successor: Arc<watch::Sender<Option<Broker>>>,
     link: watch::Receiver<Link>,
     look_again: Arc<Notify>,
 }
@@ -72,15 +80,15 @@ pub(crate) struct Supervisor {
 
 /// What the client complains of, each new complaint once: it repeats them with every attempt to connect.
 #[derive(Default)]
-struct SaidOnce(Mutex<String>);
+pub(super) struct SaidOnce(Mutex<String>);
 
 impl SaidOnce {
     /// A connection was made: what is wrong next is news again, whatever it is.
-    fn forget(&self) {
+    pub(super) fn forget(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn say(&self, role: &str, complaint: &str) {
+    pub(super) fn say(&self, role: &str, complaint: &str) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != complaint {
             complaint.clone_into(&mut last);
@@ -145,6 +153,7 @@ impl Broker {
         let (names, replicas) = (Arc::new(plan.names.clone()), plan.replicas);
         let (health, written, look_again) = (Arc::default(), Arc::default(), Arc::default());
         let (counts, identities, looks) = (plan.counts.clone(), plan.identities.clone(), Arc::default());
+        let (side, burial, successor) = (Side::new(nats, role), plan.bury.clone(), Arc::new(watch::channel(None).0));
         let broker = Self {
             client,
             jetstream,
@@ -155,6 +164,9 @@ impl Broker {
             written,
             identities,
             looks,
+            side,
+            burial,
+            successor,
             link: watched,
             look_again,
         };
@@ -195,10 +207,38 @@ impl Broker {
         }
     }
 
-    /// Waits until the link is ready. Ends only with the process, so race it against a stop.
+    /// Waits until the link is ready, or that of the broker that took this one's place. Ends only with the process, so
+    /// race it against a stop.
     pub(crate) async fn ready(&self) -> Option<Ready> {
-        let mut link = self.link.clone();
-        link.wait_for(|link| link.ready().is_some()).await.ok().and_then(|link| link.ready())
+        let mut broker = self.clone();
+        loop {
+            let mut link = broker.link.clone();
+            if let Ok(link) = link.wait_for(|link| link.ready().is_some()).await {
+                return link.ready();
+            }
+            // Its client has died. Only a role that takes what others publish gets another one.
+            broker.burial.as_ref()?;
+            let mut successor = broker.successor.subscribe();
+            let next = successor.wait_for(Option::is_some).await.ok()?.clone();
+            broker = next?;
+        }
+    }
+
+    /// Tells who took the place of a broker whose client died: what is still in hand is written down there.
+    pub(crate) fn succeed(&self, successor: Self) {
+        self.successor.send_replace(Some(successor));
+    }
+
+    /// The broker that took this one's place, if its client died.
+    pub(super) fn successor(&self) -> Option<Self> {
+        let mut last = self.successor.borrow().clone()?;
+        loop {
+            let next = last.successor.borrow().clone();
+            match next {
+                Some(next) => last = next,
+                None => return Some(last),
+            }
+        }
     }
 
     /// Waits until this connection is no longer the one that is ready.
@@ -331,8 +371,8 @@ impl Supervisor {
         if self.is_ready_on(connection) {
             return Ok(());
         }
-        if let Some(bury) = self.plan.bury {
-            unreadable::remove(&self.broker.client, &self.broker.jetstream, &self.plan, bury).await?;
+        if let Some(burial) = &self.plan.bury {
+            unreadable::remove(&self.broker.client, &self.broker.jetstream, &self.plan, burial).await?;
         }
         if self.plan.largest > info.max_payload as u64 {
             tracing::warn!(
@@ -482,7 +522,7 @@ pub(super) fn options(nats: &Nats) -> Result<ConnectOptions, ConnectError> {
 }
 
 /// Quick at first, since most outages are a restart, then every two seconds.
-fn reconnect_delay(attempt: usize) -> Duration {
+pub(super) fn reconnect_delay(attempt: usize) -> Duration {
     Duration::from_millis(50).saturating_mul(1 << attempt.min(6)).min(MAX_RECONNECT_DELAY)
 }
 

@@ -389,6 +389,9 @@ impl Consumer {
             }
         };
         let (sequence, delivered, stored) = (info.stream_sequence, info.delivered, info.published.into());
+        if let Some(burial) = &self.broker.burial {
+            burial.seen.insert(self.stream, sequence);
+        }
         let (message, acker) = message.split();
         let taken = Instant::now();
         self.broker.identities.saw(Store::Stream(self.stream), origin.generation, sequence, stored);

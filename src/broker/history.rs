@@ -5,11 +5,14 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt;
 
-use super::read::{is_absent, stored};
-use super::{StoredMessage, Visitor, from_nats};
+use super::raw::{self, Raw, Which};
+use super::read::read_raw;
+use super::{StoredMessage, Visitor, from_nats, unreadable};
 use crate::config::StreamKind;
 use crate::event::Headers;
 
@@ -17,6 +20,8 @@ use crate::event::Headers;
 const PAGE: usize = 500;
 /// How long a page may take.
 const PAGE_WITHIN: Duration = Duration::from_secs(30);
+/// How long after a failure it is known whether the connection was lost.
+pub(super) const LOSS_SHOWS_WITHIN: Duration = Duration::from_millis(250);
 /// How long the server keeps the place in the stream when nobody asks for the next page.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
@@ -33,22 +38,14 @@ pub(crate) struct Glimpse {
 impl Visitor {
     /// The message at a sequence, or `None` when the stream does not have it.
     pub(crate) async fn message(&self, kind: StreamKind, sequence: u64) -> anyhow::Result<Option<StoredMessage>> {
-        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await?;
-        match stream.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(stored(&self.names, message))),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("message {sequence} of {kind} cannot be read")),
-        }
+        let read = read_raw(&self.client, &self.names, kind, Which::at(sequence)).await;
+        read.with_context(|| format!("message {sequence} of {kind} cannot be read"))
     }
 
     /// The last message on a subject.
     pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> anyhow::Result<Option<StoredMessage>> {
-        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await?;
-        match stream.get_last_raw_message_by_subject(&self.names.subject(subject)).await {
-            Ok(message) => Ok(Some(stored(&self.names, message))),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("the last message on {subject} cannot be read")),
-        }
+        let read = read_raw(&self.client, &self.names, kind, Which::last(&self.names.subject(subject))).await;
+        read.with_context(|| format!("the last message on {subject} cannot be read"))
     }
 
     /// Takes one message out of a stream.
@@ -79,10 +76,75 @@ impl Visitor {
         let name = self.names.stream(kind);
         let stream = self.jetstream.get_stream(&name).await.with_context(|| format!("stream {name}"))?;
         let last = stream.cached_info().state.last_sequence;
-        let deliver_policy =
-            since.map_or(DeliverPolicy::All, |since| DeliverPolicy::ByStartTime { start_time: since.into() });
+        let (subject, mut from) = (self.names.subject(subject), None);
+        loop {
+            // Over the connection that a page may end. Where it did, the next page is read message by message.
+            let side = self.side.client().await.map_err(|error| anyhow!(error))?;
+            let mut lost = std::pin::pin!(side.lost());
+            let stream = jetstream::new(side.client.clone()).get_stream_no_info(&name).await?;
+            let start = (since, from);
+            let mut until_last = |glimpse: Glimpse| {
+                from = Some(glimpse.sequence + 1);
+                glimpse.sequence <= last && seen(glimpse)
+            };
+            let (looked, is_lost) = tokio::select! {
+                looked = self.pages(&stream, &subject, start, &mut until_last) => (looked, false),
+                () = &mut lost => (Err(anyhow!("the connection to NATS was lost")), true),
+            };
+            // A client that has died fails before it is known to have.
+            if looked.is_ok() || !(is_lost || tokio::time::timeout(LOSS_SHOWS_WITHIN, lost).await.is_ok()) {
+                return looked;
+            }
+            let (records, next) = self.one_by_one(&name, &subject, from.unwrap_or_default()).await?;
+            let verdicts = unreadable::verdicts(&self.client, &name, &records).await?;
+            for (record, readable) in records.into_iter().zip(verdicts) {
+                let old = since.is_some_and(|since| record.stored < since);
+                let record = record.into_stored(&self.names);
+                let StoredMessage { subject, sequence, stored, headers, .. } = record;
+                if sequence > last || readable && !old && !seen(Glimpse { subject, sequence, stored, headers }) {
+                    return Ok(());
+                }
+            }
+            let Some(next) = next else { return Ok(()) };
+            from = Some(next);
+        }
+    }
+
+    /// The next messages on a subject at or after a sequence, as many as a page has, and where to go on; none at the
+    /// end.
+    pub(super) async fn one_by_one(
+        &self,
+        stream: &str,
+        subject: &str,
+        mut from: u64,
+    ) -> anyhow::Result<(Vec<Raw>, Option<u64>)> {
+        let mut records = Vec::new();
+        while records.len() < PAGE {
+            let read = raw::get(&self.client, stream, Which::next(subject, from)).await;
+            let Some(record) = read.map_err(|error| anyhow!("stream {stream} cannot be read: {error}"))? else {
+                return Ok((records, None));
+            };
+            from = record.sequence + 1;
+            records.push(record);
+        }
+        Ok((records, Some(from)))
+    }
+
+    /// Shows every message from a time, or better from a sequence, on.
+    async fn pages(
+        &self,
+        stream: &Stream<()>,
+        subject: &str,
+        (since, from): (Option<SystemTime>, Option<u64>),
+        seen: &mut impl FnMut(Glimpse) -> bool,
+    ) -> anyhow::Result<()> {
+        let deliver_policy = match (since, from) {
+            (_, Some(start_sequence)) => DeliverPolicy::ByStartSequence { start_sequence },
+            (Some(since), None) => DeliverPolicy::ByStartTime { start_time: since.into() },
+            (None, None) => DeliverPolicy::All,
+        };
         let place = pull::Config {
-            filter_subject: self.names.subject(subject),
+            filter_subject: subject.to_owned(),
             deliver_policy,
             ack_policy: AckPolicy::None,
             headers_only: true,
@@ -92,9 +154,8 @@ impl Visitor {
             ..Default::default()
         };
         let consumer = stream.create_consumer(place).await?;
-        let mut until_last = |glimpse: Glimpse| glimpse.sequence <= last && seen(glimpse);
         let looked = loop {
-            match tokio::time::timeout(PAGE_WITHIN, self.page(&consumer, &mut until_last)).await {
+            match tokio::time::timeout(PAGE_WITHIN, self.page(&consumer, seen)).await {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => break Ok(()),
                 Ok(Err(error)) => break Err(error),

@@ -17,7 +17,7 @@ use super::Names;
 use super::counts::Counts;
 use super::health::Need;
 use super::identity::Identities;
-use super::unreadable::Bury;
+use super::unreadable::Burial;
 use crate::config::{Config, Durability, Limits, StreamKind};
 use crate::event::Name;
 
@@ -42,7 +42,7 @@ pub(crate) struct Plan {
     /// Change what differs instead of leaving it alone.
     pub(crate) update: bool,
     /// Look for messages that cannot be read before any is taken, and bury them so.
-    pub(crate) bury: Option<Bury>,
+    pub(crate) bury: Option<Burial>,
     /// The largest message that this role publishes; a server that takes less gets a warning.
     pub(crate) largest: u64,
     /// What this role cannot work without.
@@ -145,7 +145,7 @@ impl Plan {
     }
 
     /// The plan of a role that takes what others publish.
-    pub(crate) fn burying(self, bury: Bury) -> Self {
+    pub(crate) fn burying(self, bury: Burial) -> Self {
         Self { bury: Some(bury), ..self }
     }
 

@@ -153,22 +153,27 @@ impl Broker {
         let deadline = Instant::now() + wait;
         let subject = Subject::from(subject);
         loop {
-            if self.is_ready().is_none() {
+            // Where the client has died, what is in hand is written down over the next one.
+            let successor = if self.is_ready().is_some() { None } else { self.successor() };
+            let broker = successor.as_ref().unwrap_or(self);
+            if broker.is_ready().is_none() {
                 // An error means that the process is about to end.
-                let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.ready()).await else {
-                    return Err(PublishError::NotReady(self.link()));
+                let Ok(Some(_)) = tokio::time::timeout_at(deadline, broker.ready()).await else {
+                    return Err(PublishError::NotReady(broker.link()));
                 };
                 // The link may be ready in name only, until the supervisor has heard that it is down.
                 tokio::task::yield_now().await;
-                if self.is_ready().is_none() && self.pause(deadline).await.is_none() {
-                    return Err(PublishError::NotReady(self.link()));
+                let is_ready =
+                    broker.is_ready().is_some() || self.successor().is_some_and(|next| next.is_ready().is_some());
+                if !is_ready && self.pause(deadline).await.is_none() {
+                    return Err(PublishError::NotReady(broker.link()));
                 }
                 continue;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let sent = confirmed(&self.client, subject.clone(), headers(), payload.clone(), left).await;
+            let sent = confirmed(&broker.client, subject.clone(), headers(), payload.clone(), left).await;
             if let Some(stream) = stream {
-                self.judge(stream, &sent, payload.len());
+                broker.judge(stream, &sent, payload.len());
             }
             match sent {
                 Err(PublishError::NoStream(_)) if self.pause(deadline).await.is_some() => {}

@@ -2,10 +2,12 @@
 
 use std::time::SystemTime;
 
+use async_nats::Client;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use bytes::Bytes;
 
+use super::raw::{self, Which};
 use super::{Broker, Names, Problem, Visitor, from_nats};
 use crate::config::StreamKind;
 use crate::event::Headers;
@@ -72,23 +74,11 @@ impl Broker {
         }
     }
 
-    /// The last message on a subject.
+    /// The last message on a subject, as the stream's leader knows it.
     ///
-    /// A replica that lags behind has an older last message, or none: where there are several, the leader is asked.
+    /// Others may publish there: what is not readable must not cost the connection, so it is not read directly.
     pub(crate) async fn last(&self, kind: StreamKind, subject: &str) -> Result<Option<StoredMessage>, ReadError> {
-        let (stream, subject) = (self.stream(kind).await?, self.names.subject(subject));
-        if self.replicas == 1 {
-            return match stream.direct_get_last_for_subject(&subject).await {
-                Ok(message) => Ok(Some(self.stored(message))),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(ReadError::new(kind, error)),
-            };
-        }
-        match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => Ok(Some(self.stored(message))),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
+        self.read_raw(kind, Which::last(&self.names.subject(subject))).await
     }
 
     /// The first message at or after a sequence whose subject matches.
@@ -98,19 +88,12 @@ impl Broker {
         subject: &str,
         from: u64,
     ) -> Result<Option<StoredMessage>, ReadError> {
-        let (stream, subject) = (self.stream(kind).await?, self.names.subject(subject));
-        if self.replicas == 1 {
-            return match stream.direct_get_next_for_subject(subject, Some(from)).await {
-                Ok(message) => Ok(Some(self.stored(message))),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(ReadError::new(kind, error)),
-            };
-        }
-        match stream.raw_message_builder().sequence(from).next_by_subject(subject).send().await {
-            Ok(message) => Ok(Some(self.stored(message))),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
+        self.read_raw(kind, Which::next(&self.names.subject(subject), from)).await
+    }
+
+    async fn read_raw(&self, kind: StreamKind, which: Which<'_>) -> Result<Option<StoredMessage>, ReadError> {
+        let successor = self.successor();
+        read_raw(&successor.as_ref().unwrap_or(self).client, &self.names, kind, which).await
     }
 
     /// The first and the last sequence that the stream has.
@@ -152,7 +135,8 @@ impl Broker {
     }
 
     pub(super) async fn stream(&self, kind: StreamKind) -> Result<Stream<()>, ReadError> {
-        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
+        let successor = self.successor();
+        let stream = successor.as_ref().unwrap_or(self).jetstream.get_stream_no_info(self.names.stream(kind)).await;
         stream.map_err(|error| ReadError::new(kind, error))
     }
 
@@ -169,14 +153,19 @@ impl Visitor {
         subject: &str,
         from: u64,
     ) -> Result<Option<StoredMessage>, ReadError> {
-        let stream = self.jetstream.get_stream_no_info(self.names.stream(kind)).await;
-        let stream = stream.map_err(|error| ReadError::new(kind, error))?;
-        match stream.direct_get_next_for_subject(self.names.subject(subject), Some(from)).await {
-            Ok(message) => Ok(Some(stored(&self.names, message))),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
+        read_raw(&self.client, &self.names, kind, Which::next(&self.names.subject(subject), from)).await
     }
+}
+
+/// Reads a message of a stream in the way that no stored message can break.
+pub(super) async fn read_raw(
+    client: &Client,
+    names: &Names,
+    kind: StreamKind,
+    which: Which<'_>,
+) -> Result<Option<StoredMessage>, ReadError> {
+    let found = raw::get(client, &names.stream(kind), which).await;
+    Ok(found.map_err(|reason| ReadError::new(kind, reason))?.map(|found| found.into_stored(names)))
 }
 
 pub(super) fn stored(names: &Names, message: StreamMessage) -> StoredMessage {

@@ -37,7 +37,7 @@ impl Broker {
     /// A visit over this broker's connection.
     pub(crate) fn visitor(&self) -> Visitor {
         let (client, jetstream) = (self.client.clone(), self.jetstream.clone());
-        Visitor { client, jetstream, names: (*self.names).clone() }
+        Visitor { client, jetstream, names: (*self.names).clone(), side: self.side.clone() }
     }
 }
 

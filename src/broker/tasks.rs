@@ -1,28 +1,30 @@
 //! The bucket of tasks: one key a task, changed only where it is still as it was read.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
-use async_nats::{HeaderMap, HeaderValue, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderValue, Subscriber, jetstream};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tokio::time::Instant;
 
-use super::read::{ReadError, is_absent, stored};
-use super::{Broker, Outgoing, PublishError, StoredMessage};
+use super::raw::{self, Which};
+use super::read::ReadError;
+use super::side::{Side, SideClient};
+use super::{Broker, Outgoing, PublishError, StoredMessage, bucket, unreadable};
 use crate::config::StreamKind;
 
-/// The header by which the bucket tells a removal from a value.
-const OPERATION: &str = "KV-Operation";
-/// The header by which the server tells that a value has ended.
-const MARKER: &str = "Nats-Marker-Reason";
 /// How long one confirmation may take.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// How long a page may take.
 const PAGE_WITHIN: Duration = Duration::from_secs(5);
+/// How long the server may take to have read a subscription.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+/// The shortest time between two words that something may have been missed.
+const WAKE_AFTER: Duration = Duration::from_secs(1);
 /// Room for subject and headers of a message that is pulled.
 const PULL_OVERHEAD: usize = 64 * 1024;
 /// How long the server keeps a reader's place that was not given back.
@@ -42,13 +44,49 @@ pub(crate) struct Kept {
 }
 
 /// Messages of a subject as they pass by, from now on.
-pub(crate) struct News(Subscriber);
+pub(crate) struct News {
+    /// As the server knows it.
+    subject: String,
+    news: Subscriber,
+    side: SideClient,
+    /// How often the connection had been made when something was last said.
+    made: u64,
+    /// Where a new client comes from when this one has died.
+    from: Arc<Side>,
+    /// When it was last said that something may have been missed.
+    woken: Option<Instant>,
+}
 
 impl News {
-    /// Waits for the next one; `None` when the connection is given up.
-    pub(crate) async fn next(&mut self) -> Option<Bytes> {
-        self.0.next().await.map(|message| message.payload)
+    /// Waits for the next message, or until the connection over which they come was made anew: what was published
+    /// meanwhile is missing, and has to be looked up. `None` when there can be no more.
+    pub(crate) async fn next(&mut self) -> Option<()> {
+        tokio::select! {
+            news = self.news.next() => if news.is_some() {
+                return Some(());
+            },
+            () = self.side.made_after(self.made) => {}
+        }
+        // Whoever breaks the connection again and again must not make others look all the time.
+        if let Some(woken) = self.woken {
+            tokio::time::sleep_until(woken + WAKE_AFTER).await;
+        }
+        self.woken = Some(Instant::now());
+        // A living client subscribes again by itself; where the subscription ended, it has died.
+        let side = self.from.client().await.ok()?;
+        if !side.is(&self.side) {
+            self.news = side.client.subscribe(self.subject.clone()).await.ok()?;
+        }
+        (self.made, self.side) = (side.made(), side);
+        Some(())
     }
+}
+
+/// Waits until the server has read everything that was sent over a connection. Whether it has.
+async fn settle(client: &Client) -> bool {
+    let inbox = client.new_inbox();
+    let Ok(mut own) = client.subscribe(inbox.clone()).await else { return false };
+    client.publish(inbox, Bytes::new()).await.is_ok() && own.next().await.is_some()
 }
 
 /// The revisions of tasks that this process wrote a moment ago.
@@ -80,7 +118,7 @@ impl Written {
 impl Broker {
     /// What is kept under a key.
     ///
-    /// A replica may lag behind: where there are several, the leader is asked.
+    /// A replica may lag behind: the leader is asked.
     pub(crate) async fn task(&self, key: &str) -> Result<Option<Kept>, ReadError> {
         let found = self.last_of(key).await?;
         let revision = found.as_ref().map_or(0, |found| found.sequence);
@@ -88,26 +126,16 @@ impl Broker {
             let why = format!("task {key} was answered with an older state than the one written before; asking again");
             return Err(ReadError::new(StreamKind::Tasks, why));
         }
-        let found = found.filter(is_value);
+        let found = found.filter(Self::is_task);
         Ok(found.map(|found| Kept { value: found.payload, revision: found.sequence }))
     }
 
     async fn last_of(&self, key: &str) -> Result<Option<StoredMessage>, ReadError> {
-        let (stream, subject) = (self.tasks().await?, self.task_subject(key));
-        let found = if self.replicas == 1 {
-            match stream.direct_get_last_for_subject(&subject).await {
-                Ok(message) => Some(message),
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => None,
-                Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
-            }
-        } else {
-            match stream.get_last_raw_message_by_subject(&subject).await {
-                Ok(message) => Some(message),
-                Err(error) if is_absent(&error.kind()) => None,
-                Err(error) => return Err(ReadError::new(StreamKind::Tasks, error)),
-            }
-        };
-        Ok(found.map(|message| stored(&self.names, message)))
+        let (name, successor) = (self.tasks_stream(), self.successor());
+        let client = &successor.as_ref().unwrap_or(self).client;
+        let found = raw::get(client, &name, Which::last(&self.task_subject(key))).await;
+        let found = found.map_err(|reason| ReadError::new(StreamKind::Tasks, reason))?;
+        Ok(found.map(|found| found.into_stored(&self.names)))
     }
 
     /// Writes a key that has this revision; 0 for one that is not there. With `ends`, the value is forgotten after
@@ -163,7 +191,7 @@ impl Broker {
     /// the one that [`Broker::write_task`] wants; 0 for nothing at all.
     pub(crate) async fn task_entry(&self, key: &str) -> Result<(Option<Bytes>, u64), ReadError> {
         let found = self.last_of(key).await?;
-        Ok(found.map_or((None, 0), |found| (is_value(&found).then(|| found.payload.clone()), found.sequence)))
+        Ok(found.map_or((None, 0), |found| (Self::is_task(&found).then(|| found.payload.clone()), found.sequence)))
     }
 
     /// The next values at or after a sequence, at most so many and so many bytes, in the order in which they were
@@ -174,8 +202,35 @@ impl Broker {
         most: usize,
         most_bytes: usize,
     ) -> Result<(Vec<StoredMessage>, bool), ReadError> {
+        // In one page, over the connection that such a page may end; where it did, message by message.
+        match self.side.client().await {
+            Ok(side) => {
+                let page = self.task_page(&side.client, sequence, most, most_bytes);
+                let page = tokio::select! {
+                    page = tokio::time::timeout(PAGE_WITHIN, page) => page.ok(),
+                    () = side.lost() => None,
+                };
+                if let Some(Ok(found)) = page {
+                    return Ok(found);
+                }
+            }
+            Err(error) => tracing::debug!("No second connection for a page of tasks: {error}"),
+        }
+        let reading = self.tasks_one_by_one(sequence, most, most_bytes);
+        let found = tokio::time::timeout(PAGE_WITHIN, reading).await;
+        found.map_err(|_| ReadError::new(StreamKind::Tasks, "NATS does not answer"))?
+    }
+
+    async fn task_page(
+        &self,
+        client: &Client,
+        sequence: u64,
+        most: usize,
+        most_bytes: usize,
+    ) -> Result<(Vec<StoredMessage>, bool), ReadError> {
         let failed = |error: &dyn std::fmt::Display| ReadError::new(StreamKind::Tasks, error);
-        let stream = self.tasks().await?;
+        let stream = jetstream::new(client.clone()).get_stream_no_info(self.tasks_stream()).await;
+        let stream = stream.map_err(|error| failed(&error))?;
         let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: sequence.max(1) };
         let place = pull::Config {
             deliver_policy,
@@ -185,66 +240,86 @@ impl Broker {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let reading = async {
-            let consumer = stream.create_consumer(place).await.map_err(|error| failed(&error))?;
-            // One value is never larger than a message; less would end a page before its first.
-            let most_bytes = most_bytes.max(self.max_payload() + PULL_OVERHEAD);
-            let page = consumer
-                .fetch()
-                .max_messages(most)
-                .max_bytes(most_bytes)
-                .messages()
-                .await
-                .map_err(|error| failed(&error));
-            let (mut found, mut pending) = (Vec::new(), 0);
-            match page {
-                Ok(mut page) => {
-                    while let Some(message) = page.next().await {
-                        let message = message.map_err(|error| failed(&error))?;
-                        let info = message.info().map_err(|error| failed(&error))?;
-                        pending = info.pending;
-                        found.push(StoredMessage {
-                            subject: message.subject.to_string(),
-                            sequence: info.stream_sequence,
-                            stored: info.published.into(),
-                            headers: message.headers.as_ref().map(super::from_nats).unwrap_or_default(),
-                            payload: message.payload.clone(),
-                        });
-                    }
+        let consumer = stream.create_consumer(place).await.map_err(|error| failed(&error))?;
+        // One value is never larger than a message; less would end a page before its first.
+        let most_bytes = most_bytes.max(self.max_payload() + PULL_OVERHEAD);
+        let page = consumer.fetch().max_messages(most).max_bytes(most_bytes).messages().await;
+        let (mut page, mut found, mut pending) = (page.map_err(|error| failed(&error))?, Vec::new(), 0);
+        while let Some(message) = page.next().await {
+            let message = message.map_err(|error| failed(&error))?;
+            let info = message.info().map_err(|error| failed(&error))?;
+            pending = info.pending;
+            found.push(StoredMessage {
+                subject: message.subject.to_string(),
+                sequence: info.stream_sequence,
+                stored: info.published.into(),
+                headers: message.headers.as_ref().map(super::from_nats).unwrap_or_default(),
+                payload: message.payload.clone(),
+            });
+        }
+        // If this fails, the server forgets the place by itself.
+        drop(stream.delete_consumer(&consumer.cached_info().name).await);
+        Ok((found, pending > 0))
+    }
+
+    /// The same without a consumer. What the client library cannot read is removed, so that the next page holds.
+    async fn tasks_one_by_one(
+        &self,
+        sequence: u64,
+        most: usize,
+        most_bytes: usize,
+    ) -> Result<(Vec<StoredMessage>, bool), ReadError> {
+        let failed = |error: &dyn std::fmt::Display| ReadError::new(StreamKind::Tasks, error);
+        let (name, every) = (self.tasks_stream(), self.task_subject(">"));
+        let (mut records, mut from, mut bytes, mut more) = (Vec::new(), sequence, 0, true);
+        while records.len() < most && bytes < most_bytes && more {
+            match raw::get(&self.client, &name, Which::next(&every, from)).await.map_err(|error| failed(&error))? {
+                Some(record) => {
+                    (from, bytes) = (record.sequence + 1, bytes + record.payload.len());
+                    records.push(record);
                 }
-                Err(error) => return Err(error),
+                None => more = false,
             }
-            // If this fails, the server forgets the place by itself.
-            drop(stream.delete_consumer(&consumer.cached_info().name).await);
-            Ok((found, pending > 0))
-        };
-        let found = tokio::time::timeout(PAGE_WITHIN, reading).await;
-        found.map_err(|_| failed(&"NATS does not answer"))?
+        }
+        let verdicts = unreadable::verdicts(&self.client, &name, &records).await.map_err(|error| failed(&error))?;
+        let stream = self.jetstream.get_stream_no_info(&name).await.map_err(|error| failed(&error))?;
+        let mut found = Vec::with_capacity(records.len());
+        for (record, readable) in records.into_iter().zip(verdicts) {
+            if readable {
+                found.push(record.into_stored(&self.names));
+            } else {
+                bucket::remove_record(&stream, &name, &record).await;
+            }
+        }
+        Ok((found, more))
     }
 
     /// Whether what was read from the bucket is a value, and no sign that one was removed or has ended.
     pub(crate) fn is_task(found: &StoredMessage) -> bool {
-        is_value(found)
+        bucket::is_value(&found.headers)
     }
 
-    /// Listens to a subject. What is published from now on comes, if the connection lives.
+    /// Listens to a subject. What is published from now on comes, or the word that something may have been missed.
+    ///
+    /// Agents may publish there, so it is another connection than the one over which the role publishes.
     pub(crate) async fn listen(&self, subject: &str) -> Result<News, ReadError> {
-        let subscribed = self.client.subscribe(self.names.subject(subject)).await;
-        let news = subscribed.map_err(|error| ReadError::new(StreamKind::Tasks, error))?;
-        // The server reads what one connection sends in its order: a read that follows sees the subscription.
-        Ok(News(news))
+        let failed = |error: &dyn std::fmt::Display| ReadError::new(StreamKind::Tasks, error);
+        let subject = self.names.subject(subject);
+        let side = self.side.client().await.map_err(|error| failed(&error))?;
+        let news = side.client.subscribe(subject.clone()).await.map_err(|error| failed(&error))?;
+        // A read that follows goes over another connection: it has to find the subscription at the server.
+        let settled = tokio::time::timeout(SETTLE_WITHIN, settle(&side.client)).await;
+        if !settled.is_ok_and(|settled| settled) {
+            return Err(failed(&"the second connection, for listening, is not there"));
+        }
+        Ok(News { subject, news, made: side.made(), side, from: self.side.clone(), woken: None })
     }
 
-    async fn tasks(&self) -> Result<Stream<()>, ReadError> {
-        let stream = self.jetstream.get_stream_no_info(format!("KV_{}", self.names.tasks_bucket())).await;
-        stream.map_err(|error| ReadError::new(StreamKind::Tasks, error))
+    fn tasks_stream(&self) -> String {
+        format!("KV_{}", self.names.tasks_bucket())
     }
 
     fn task_subject(&self, key: &str) -> String {
         format!("$KV.{}.{key}", self.names.tasks_bucket())
     }
-}
-
-fn is_value(found: &StoredMessage) -> bool {
-    found.headers.get(OPERATION).is_none() && found.headers.get(MARKER).is_none()
 }

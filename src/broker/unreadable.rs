@@ -1,29 +1,49 @@
 //! Messages that the client library cannot read.
 //!
-//! Headers that are not what NATS clients write (a bare CR, a name with a blank, bytes that are not UTF-8) end
-//! the library's connection, or the library itself, as soon as such a message is delivered, and again at every
-//! delivery. So before anything is taken over a new connection, what was delivered and not acked before is
-//! looked at as raw bytes; what cannot be read is buried and taken off the stream.
+//! A header block that the library does not read ends its connection, or the library itself, as soon as such a message
+//! is delivered, and again at every delivery. nats-server stores any header block. So before anything is taken over a
+//! new connection, what was delivered and not acked is looked at: each message is read through the JSON API, which
+//! no message can break, and handed to a throw-away client ([`super::readable`]). What that cannot read is proved to be
+//! unreadable, whatever it contains; a dead letter is written for it and it is removed. A connection that was lost for
+//! another reason leaves nothing to be found.
 
-use std::time::SystemTime;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream;
+use async_nats::Client;
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self, consumer};
 use bytes::Bytes;
-use data_encoding::BASE64;
-use futures_util::StreamExt;
-use serde::{Deserialize, Serialize};
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
 
 use super::provision::{COURIER, Plan, Problem};
 use super::publish::Outgoing;
-use super::{Names, to_nats};
+use super::raw::{self, Raw, Which};
+use super::readable::{self, Suspect};
+use super::seen::Seen;
+use super::{Names, bucket};
 use crate::config::StreamKind;
 
-/// The most messages that are looked at for one connection: what all couriers together may hold.
+/// The most messages that are looked at for one connection and durable: what all couriers together may hold.
 const MAX_LOOKED_AT: u64 = 65_536;
+/// How much of that is for the oldest messages, where many were acked above one that is not.
+const OLDEST: u64 = MAX_LOOKED_AT / 4;
+/// How much of that is for what lies between the oldest and the newest; a part of its own for each look.
+const BETWEEN: u64 = MAX_LOOKED_AT / 4;
 /// Messages that are asked for at once.
 const AT_ONCE: usize = 32;
+/// Messages that are tested together.
+const BATCH: usize = 512;
+/// The most messages not yet delivered that are looked at where one that was could not be read.
+const MAX_AHEAD: u64 = 16_384;
+/// How long looking at what was not yet delivered may take.
+const AHEAD_WITHIN: Duration = Duration::from_secs(10);
 
-/// A message that no agent's library would have written.
+/// A message that the client library cannot read.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
     pub(crate) stream: StreamKind,
@@ -36,106 +56,246 @@ pub(crate) struct Unreadable {
     pub(crate) payload: Bytes,
 }
 
-/// What to write down for an unreadable message before it is taken off. Pure: whoever buries decides.
-pub(crate) type Bury = fn(&Unreadable, now: SystemTime, max_payload: usize) -> Vec<Outgoing>;
+/// What is to be done about unreadable messages beside removing them.
+pub(crate) trait Bury: Send + Sync {
+    /// What to write down for a message before it is removed.
+    fn letters(&self, found: &Unreadable, now: SystemTime, max_payload: usize) -> Vec<Outgoing>;
 
-/// Buries and removes what cannot be read among the messages that were delivered and not acked.
+    /// It was written down and removed.
+    fn removed(&self, found: &Unreadable);
+
+    /// A record that could not be read was removed from the bucket of endpoints.
+    fn removed_record(&self);
+}
+
+/// How a role that takes what others publish deals with unreadable messages, for as long as its process lives.
+#[derive(Clone)]
+pub(crate) struct Burial {
+    pub(super) bury: Arc<dyn Bury>,
+    pub(super) seen: Arc<Seen>,
+    /// Looks since the last one that found something.
+    fruitless: Arc<AtomicU64>,
+    /// By this the process knows its own watch of the bucket from others'.
+    pub(super) process: Arc<str>,
+}
+
+impl Burial {
+    /// Nothing was read yet.
+    pub(crate) fn new(bury: Arc<dyn Bury>) -> Self {
+        let process = format!("{}{:016x}", bucket::WATCHED_BY, rand::random::<u64>());
+        Self { bury, seen: Arc::default(), fruitless: Arc::default(), process: process.into() }
+    }
+}
+
+impl fmt::Debug for Burial {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Burial").field("process", &self.process).finish_non_exhaustive()
+    }
+}
+
+/// Where to look among the messages that a durable has delivered: not all of them need be in flight.
+///
+/// The oldest that is not acked is always just above the floor, and what broke a connection a moment ago is among the
+/// newest. What lies between is looked at part by part, one part a look that found nothing.
+fn ranges(floor: u64, last: u64, fruitless: u64) -> Vec<RangeInclusive<u64>> {
+    let first = floor.saturating_add(1);
+    if last.saturating_sub(floor) <= MAX_LOOKED_AT {
+        return vec![first..=last];
+    }
+    let newest = last - (MAX_LOOKED_AT - OLDEST - BETWEEN) + 1;
+    let (from, parts) = (first + OLDEST, (newest - first - OLDEST).div_ceil(BETWEEN));
+    let between = from + fruitless % parts.max(1) * BETWEEN;
+    vec![first..=from - 1, between..=(between + BETWEEN - 1).min(newest - 1), newest..=last]
+}
+
+/// Removes what cannot be read among the messages that were delivered and not acked. What was lost together with it
+/// is asked for again.
 pub(super) async fn remove(
-    client: &async_nats::Client,
+    client: &Client,
     jetstream: &jetstream::Context,
     plan: &Plan,
-    bury: Bury,
+    burial: &Burial,
 ) -> Result<(), Problem> {
+    let fruitless = burial.fruitless.fetch_add(1, Ordering::Relaxed);
     for kind in [StreamKind::Outbox, StreamKind::Retry] {
         let name = plan.names.stream(kind);
-        let handle = jetstream.get_stream_no_info(&name).await.map_err(|error| no_answer(&error))?;
-        let durable = handle.consumer_info(COURIER).await.map_err(|error| no_answer(&error))?;
-        let last = durable.delivered.stream_sequence;
-        let first = (durable.ack_floor.stream_sequence + 1).max(last.saturating_sub(MAX_LOOKED_AT));
-        let look = |sequence| unreadable(client, &plan.names, kind, sequence);
-        let mut found = futures_util::stream::iter(first..=last).map(look).buffer_unordered(AT_ONCE);
-        while let Some(found) = found.next().await {
-            let Some(found) = found? else { continue };
-            for outgoing in bury(&found, SystemTime::now(), client.max_payload()) {
-                let (subject, headers) = (plan.names.subject(&outgoing.subject), to_nats(&outgoing.headers));
-                let written = jetstream.publish_with_headers(subject, headers, outgoing.payload).await;
-                written.map_err(|error| no_answer(&error))?.await.map_err(|error| no_answer(&error))?;
-            }
-            handle.delete_message(found.sequence).await.map_err(|error| no_answer(&error))?;
-            tracing::warn!("Removed message {} from {name}: its headers cannot be read", found.sequence);
+        let stream = jetstream.get_stream_no_info(&name).await.map_err(|error| no_answer(&error))?;
+        let look = Look { client, jetstream, stream: &stream, names: &plan.names, kind, name: &name, burial };
+        let durable = stream.consumer_info(COURIER).await.map_err(|error| no_answer(&error))?;
+        let (floor, last) = (durable.ack_floor.stream_sequence, durable.delivered.stream_sequence);
+        // A look that found nothing may have left out too much: the next one leaves out nothing.
+        let missing = |range: RangeInclusive<u64>| match fruitless {
+            0 => burial.seen.missing(kind, range),
+            _ => range.collect(),
+        };
+        let mut sequences: Vec<u64> = ranges(floor, last, fruitless).into_iter().flat_map(missing).collect();
+        if kind == StreamKind::Outbox {
+            sequences.extend(in_lines(&stream).await?);
+        }
+        let (readable, found) = look.at(sequences).await?;
+        if found > 0 {
+            burial.fruitless.store(0, Ordering::Relaxed);
+            look.ahead(last).await?;
+        }
+        if durable.num_ack_pending > 0 && bucket::is_alone(jetstream, &plan.names, &burial.process).await {
+            let delivered = readable.into_iter().filter(|sequence| (floor + 1..=last).contains(sequence));
+            let lost = burial.seen.missing(kind, delivered);
+            look.ask_again(&lost, durable.delivered.consumer_sequence).await?;
         }
     }
     Ok(())
 }
 
-fn no_answer(error: &dyn std::fmt::Display) -> Problem {
-    Problem::NoAnswer(error.to_string())
-}
-
-#[derive(Serialize)]
-struct Request {
-    seq: u64,
-}
-
-/// The server's answer, in the raw form that the library does not offer: headers as they are.
-#[derive(Deserialize)]
-struct Answer {
-    message: Option<Raw>,
-}
-
-#[derive(Deserialize)]
-struct Raw {
-    subject: String,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
-    time: String,
-}
-
-async fn unreadable(
-    client: &async_nats::Client,
-    names: &Names,
-    stream: StreamKind,
-    sequence: u64,
-) -> Result<Option<Unreadable>, Problem> {
-    let stream_name = names.stream(stream);
-    let request = serde_json::to_vec(&Request { seq: sequence }).unwrap_or_default();
-    let asked = client.request(format!("$JS.API.STREAM.MSG.GET.{stream_name}"), request.into()).await;
-    let answer: Answer = serde_json::from_slice(&asked.map_err(|error| no_answer(&error))?.payload)
-        .map_err(|error| no_answer(&error))?;
-    // What is no longer there needs no looking at.
-    let Some(raw) = answer.message else { return Ok(None) };
-    let decode = |text: &str| BASE64.decode(text.as_bytes()).unwrap_or_default();
-    if is_readable(&raw.subject, &decode(&raw.hdrs)) {
-        return Ok(None);
+/// What the lines of ordered endpoints have given out: each has one message in flight at most, the last one delivered.
+async fn in_lines(stream: &Stream<()>) -> Result<Vec<u64>, Problem> {
+    let mut consumers = stream.consumers();
+    let mut sequences = Vec::new();
+    while let Some(info) = consumers.next().await {
+        let info = info.map_err(|error| no_answer(&error))?;
+        if info.config.max_ack_pending == 1 && info.config.ack_policy == consumer::AckPolicy::Explicit {
+            sequences.extend((info.num_ack_pending > 0).then_some(info.delivered.stream_sequence));
+        }
     }
-    Ok(Some(Unreadable {
-        stream,
-        stream_name,
-        subject: names.strip(&raw.subject).to_owned(),
-        sequence,
-        stored: humantime::parse_rfc3339(&raw.time).unwrap_or(SystemTime::UNIX_EPOCH),
-        payload: decode(&raw.data).into(),
-    }))
+    Ok(sequences)
 }
 
-/// Whether the client library reads a message with these headers (async-nats 0.51, `connection.rs`).
-fn is_readable(subject: &str, headers: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(headers) else { return false };
-    if subject.contains(char::is_whitespace) || subject.contains(char::REPLACEMENT_CHARACTER) {
-        return false;
+/// A look at messages of one stream.
+struct Look<'a> {
+    client: &'a Client,
+    jetstream: &'a jetstream::Context,
+    stream: &'a Stream<()>,
+    names: &'a Names,
+    kind: StreamKind,
+    /// The stream's name as the server knows it.
+    name: &'a str,
+    burial: &'a Burial,
+}
+
+impl Look<'_> {
+    /// Looks at messages, and removes what cannot be read. The sequences of those that can, and how many could not.
+    async fn at(&self, sequences: Vec<u64>) -> Result<(Vec<u64>, usize), Problem> {
+        let (mut readable, mut found) = (Vec::new(), 0);
+        for batch in sequences.chunks(BATCH) {
+            let asked = futures_util::stream::iter(batch.to_vec()).map(|sequence| self.head(sequence));
+            let heads: Vec<_> = asked.buffered(AT_ONCE).collect().await;
+            let heads = heads.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let heads: Vec<Raw> = heads.into_iter().flatten().collect();
+            let verdicts = verdicts(self.client, self.name, &heads).await?;
+            let (good, bad): (Vec<_>, Vec<_>) =
+                heads.into_iter().map(|head| head.sequence).zip(verdicts).partition(|(_, verdict)| *verdict);
+            readable.extend(good.into_iter().map(|(sequence, _)| sequence));
+            found += bad.len();
+            let burying = futures_util::stream::iter(bad).map(|(sequence, _)| self.bury(sequence));
+            burying.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        }
+        Ok((readable, found))
     }
-    let mut lines = text.lines().skip(1).filter(|line| !line.is_empty());
-    let mut first = true;
-    lines.all(|line| {
-        let continues = !std::mem::take(&mut first) && line.starts_with(char::is_whitespace);
-        let named = |line: &str| {
-            let name = line.split_once(':').map(|(name, _)| name);
-            name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_graphic()))
+
+    /// Looks at what the durable has not delivered yet: who wrote one unreadable message may have written more.
+    async fn ahead(&self, delivered: u64) -> Result<(), Problem> {
+        let state = self.stream.get_info().await.map_err(|error| no_answer(&error))?.state;
+        let last = state.last_sequence.min(delivered.saturating_add(MAX_AHEAD));
+        let (mut from, until) = (delivered.saturating_add(1).max(state.first_sequence), Instant::now() + AHEAD_WITHIN);
+        while from <= last && Instant::now() < until {
+            let to = last.min(from + BATCH as u64 - 1);
+            self.at((from..=to).collect()).await?;
+            from = to + 1;
+        }
+        Ok(())
+    }
+
+    /// A message without its body; `None` when it is no longer there, and needs no looking at.
+    async fn head(&self, sequence: u64) -> Result<Option<Raw>, Problem> {
+        let read = raw::get(self.client, self.name, Which::at(sequence)).await;
+        Ok(read.map_err(|error| no_answer(&error))?.map(|raw| Raw { payload: Bytes::new(), ..raw }))
+    }
+
+    async fn bury(&self, sequence: u64) -> Result<(), Problem> {
+        let read = raw::get(self.client, self.name, Which::at(sequence)).await;
+        // Another courier may have been quicker.
+        let Some(raw) = read.map_err(|error| no_answer(&error))? else { return Ok(()) };
+        let found = Unreadable {
+            stream: self.kind,
+            stream_name: self.name.to_owned(),
+            subject: self.names.strip(&raw.subject).to_owned(),
+            sequence,
+            stored: raw.stored,
+            payload: raw.payload,
         };
-        !line.contains('\r') && (continues || named(line))
-    })
+        for outgoing in self.burial.bury.letters(&found, SystemTime::now(), self.client.max_payload()) {
+            let (subject, headers) = (self.names.subject(&outgoing.subject), outgoing.nats_headers());
+            let written = self.jetstream.publish_with_headers(subject, headers, outgoing.payload).await;
+            written.map_err(|error| no_answer(&error))?.await.map_err(|error| no_answer(&error))?;
+        }
+        match self.stream.delete_message(sequence).await {
+            Ok(_) => {}
+            Err(error) if error.to_string().contains("no message found") => return Ok(()),
+            Err(error) => return Err(no_answer(&error)),
+        }
+        self.burial.bury.removed(&found);
+        tracing::warn!(
+            nats.stream = self.name,
+            nats.subject = found.subject,
+            nats.sequence = sequence,
+            "Removed message {sequence} from {}: the NATS client library cannot read it",
+            self.name
+        );
+        Ok(())
+    }
+
+    /// Has the durable deliver messages again now instead of after the ack wait. The server ignores what is not in
+    /// flight.
+    async fn ask_again(&self, sequences: &[u64], consumer_sequence: u64) -> Result<(), Problem> {
+        for sequence in sequences {
+            // What a negative ack of the message itself would be published on; the server goes by the sequences.
+            let subject = format!("$JS.ACK.{}.{COURIER}.1.{sequence}.{consumer_sequence}.0.0", self.name);
+            self.client.publish(subject, Bytes::from_static(b"-NAK")).await.map_err(|error| no_answer(&error))?;
+        }
+        if !sequences.is_empty() {
+            tracing::info!(
+                nats.stream = self.name,
+                "Asked for {} messages of {} again that were lost with a connection",
+                sequences.len(),
+                self.name
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether the client library reads each of these messages. Where that cannot be tested, all count as readable: nothing
+/// is removed without a proof.
+pub(super) async fn verdicts(client: &Client, stream: &str, heads: &[Raw]) -> Result<Vec<bool>, Problem> {
+    let mut verdicts = vec![true; heads.len()];
+    let mut suspects = Vec::new();
+    for (index, head) in heads.iter().enumerate() {
+        if head.subject.contains(char::REPLACEMENT_CHARACTER) && !is_literal(client, stream, head).await? {
+            verdicts[index] = false;
+        } else if !(head.headers.is_empty() && head.subject.is_ascii()) {
+            suspects.push((index, Suspect { subject: &head.subject, headers: &head.headers }));
+        }
+    }
+    let tested = readable::test(&suspects.iter().map(|(_, suspect)| *suspect).collect::<Vec<_>>()).await;
+    match tested {
+        Ok(tested) => suspects.iter().zip(tested).for_each(|((index, _), verdict)| verdicts[*index] = verdict),
+        Err(error) => tracing::warn!(
+            nats.stream = stream,
+            "Cannot test whether messages of {stream} are readable, an unreadable one will end the connection again: \
+             {error}"
+        ),
+    }
+    Ok(verdicts)
+}
+
+/// Whether a subject with replacement characters was published so. The JSON API also shows bytes so that are not UTF-8,
+/// which the library refuses; but those no subject in a request can match.
+async fn is_literal(client: &Client, stream: &str, head: &Raw) -> Result<bool, Problem> {
+    let found = raw::get(client, stream, Which::next(&head.subject, head.sequence)).await;
+    Ok(found.map_err(|error| no_answer(&error))?.is_some_and(|found| found.sequence == head.sequence))
+}
+
+fn no_answer(error: &dyn fmt::Display) -> Problem {
+    Problem::NoAnswer(error.to_string())
 }
 
 #[cfg(test)]
@@ -143,20 +303,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_that_the_library_cannot_read_are_recognised() {
-        for (headers, expected) in [
-            (&b""[..], true),
-            (b"NATS/1.0\r\nA: b\r\n\r\n", true),
-            (b"NATS/1.0\r\nA: b\r\n  folded\r\n\r\n", true),
-            (b"NATS/1.0\r\nA: caf\xc3\xa9\r\n\r\n", true),
-            (b"NATS/1.0\r\nA: b\rc\r\n\r\n", false),
-            (b"NATS/1.0\r\nA b: c\r\n\r\n", false),
-            (b"NATS/1.0\r\nno colon\r\n\r\n", false),
-            (b"NATS/1.0\r\nA: \xff\r\n\r\n", false),
-            (b"NATS/1.0\r\nA\xc3\xa9: b\r\n\r\n", false),
-        ] {
-            assert_eq!(is_readable("outbox.a", headers), expected, "{:?}", String::from_utf8_lossy(headers));
+    fn everything_is_looked_at_while_it_is_no_more_than_can_be_in_flight() {
+        assert_eq!(ranges(0, 0, 0).into_iter().flatten().count(), 0);
+        assert_eq!(ranges(9, 12, 5), [10..=12]);
+        assert_eq!(ranges(1, 1 + MAX_LOOKED_AT, 0), [2..=1 + MAX_LOOKED_AT]);
+    }
+
+    #[test]
+    fn of_more_the_oldest_and_the_newest_are_looked_at_and_in_the_end_everything() {
+        let (floor, last) = (1000, 1000 + 4 * MAX_LOOKED_AT + 17);
+        let mut all = std::collections::BTreeSet::new();
+        for fruitless in 0..20 {
+            let looked: Vec<u64> = ranges(floor, last, fruitless).into_iter().flatten().collect();
+            assert!(looked.len() as u64 <= MAX_LOOKED_AT);
+            assert!(looked.contains(&(floor + 1)) && looked.contains(&last));
+            all.extend(looked);
         }
-        assert!(!is_readable("outbox.a\u{2003}b", b""));
+        assert_eq!((all.first(), all.last()), (Some(&(floor + 1)), Some(&last)));
+        assert_eq!(all.len() as u64, last - floor);
     }
 }

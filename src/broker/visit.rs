@@ -1,5 +1,6 @@
 //! Visits: one-off connections of the command line, which prepare nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,8 +10,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::connect::{Broker, options};
+use super::history::LOSS_SHOWS_WITHIN;
 use super::provision::{self, Plan};
-use super::{Names, from_nats, to_nats};
+use super::side::Side;
+use super::{Names, StoredMessage, from_nats, to_nats};
 use crate::config::Nats;
 use crate::event::Headers;
 
@@ -22,6 +25,8 @@ pub(crate) struct Visitor {
     pub(super) client: Client,
     pub(super) jetstream: jetstream::Context,
     pub(super) names: Names,
+    /// For pages of a stream, in which there may be a message that ends a connection.
+    pub(super) side: Arc<Side>,
 }
 
 /// A message that passed by.
@@ -48,7 +53,7 @@ impl Broker {
         let client =
             tokio::time::timeout(patience, connect).await.with_context(unreachable)?.with_context(unreachable)?;
         let jetstream = jetstream::new(client.clone());
-        Ok(Visitor { client, jetstream, names })
+        Ok(Visitor { client, jetstream, names, side: Side::new(nats, "cli") })
     }
 }
 
@@ -121,16 +126,48 @@ impl Visitor {
         seen: &mut impl FnMut(&Seen) -> bool,
     ) -> anyhow::Result<()> {
         let name = self.jetstream.stream_by_subject(&subject).await.context("no stream takes this subject")?;
-        let stream = self.jetstream.get_stream(name).await?;
-        let ordered = consumer::pull::OrderedConfig { filter_subject: subject, ..Default::default() };
-        let mut messages = stream.create_consumer(ordered).await?.messages().await?;
-        begun();
-        while let Some(message) = messages.next().await {
-            if !seen(&self.seen(&message?.message)) {
-                return Ok(());
+        let (mut begun, mut from) = (Some(begun), 0);
+        loop {
+            // Over the connection that a message may end. Where it did, what comes next is read message by message.
+            let side = self.side.client().await.map_err(anyhow::Error::msg)?;
+            let mut lost = std::pin::pin!(side.lost());
+            let stream = jetstream::new(side.client.clone()).get_stream_no_info(&name).await?;
+            let watching = async {
+                let deliver_policy = match from {
+                    0 => consumer::DeliverPolicy::All,
+                    start_sequence => consumer::DeliverPolicy::ByStartSequence { start_sequence },
+                };
+                let filter_subject = subject.clone();
+                let ordered = consumer::pull::OrderedConfig { filter_subject, deliver_policy, ..Default::default() };
+                let mut messages = stream.create_consumer(ordered).await?.messages().await?;
+                if let Some(begun) = begun.take() {
+                    begun();
+                }
+                while let Some(message) = messages.next().await {
+                    let message = message?;
+                    from = message.info().map_err(anyhow::Error::msg)?.stream_sequence + 1;
+                    if !seen(&self.seen(&message)) {
+                        return Ok(());
+                    }
+                }
+                bail!("the connection to NATS ended")
+            };
+            let (watched, is_lost) = tokio::select! {
+                watched = watching => (watched, false),
+                () = &mut lost => (Err(anyhow::Error::msg("the connection to NATS was lost")), true),
+            };
+            // A client that has died fails before it is known to have.
+            if watched.is_ok() || !(is_lost || tokio::time::timeout(LOSS_SHOWS_WITHIN, lost).await.is_ok()) {
+                return watched;
+            }
+            for record in self.one_by_one(&name, &subject, from).await?.0 {
+                from = record.sequence + 1;
+                let StoredMessage { subject, headers, payload, .. } = record.into_stored(&self.names);
+                if !seen(&Seen { subject, headers, payload }) {
+                    return Ok(());
+                }
             }
         }
-        bail!("the connection to NATS ended")
     }
 
     fn seen(&self, message: &async_nats::Message) -> Seen {

@@ -5,13 +5,51 @@ use std::time::SystemTime;
 use super::dead_letter::DeadLetter;
 use super::intake::Original;
 use super::reason::{Reason, Refusal};
-use crate::broker::{Outgoing, Unreadable};
+use crate::broker::{Bury, Outgoing, Unreadable};
 use crate::config::StreamKind;
 use crate::event::headers::Headers;
 use crate::event::{id, name, subject};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{DeadLabels, StreamLabels};
+
+/// What the metric calls the bucket of endpoints.
+const ENDPOINTS: &str = "endpoints";
+
+/// Writes down and counts what the client library cannot read.
+pub(crate) struct UnreadableRecorder {
+    metrics: Metrics,
+}
+
+impl UnreadableRecorder {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { metrics }
+    }
+
+    fn count(&self, stream: &'static str) {
+        self.metrics.unreadable.get_or_create(&StreamLabels { stream }).inc();
+    }
+}
+
+impl Bury for UnreadableRecorder {
+    fn letters(&self, found: &Unreadable, now: SystemTime, max_payload: usize) -> Vec<Outgoing> {
+        letters(found, now, max_payload)
+    }
+
+    fn removed(&self, found: &Unreadable) {
+        self.count(found.stream.name());
+        if found.stream == StreamKind::Outbox {
+            let labels = DeadLabels { destination: String::new(), reason: Reason::Malformed.as_str() };
+            self.metrics.dead_letters.get_or_create(&labels).inc();
+        }
+    }
+
+    fn removed_record(&self) {
+        self.count(ENDPOINTS);
+    }
+}
 
 /// A dead letter with the body, and its receipt. What stands unreadable in RETRY is nobody's delivery.
-pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> Vec<Outgoing> {
+fn letters(found: &Unreadable, now: SystemTime, max_payload: usize) -> Vec<Outgoing> {
     if found.stream != StreamKind::Outbox {
         return Vec::new();
     }
@@ -40,5 +78,9 @@ pub(crate) fn bury(found: &Unreadable, now: SystemTime, max_payload: usize) -> V
     let mut buried = letter.message(max_payload);
     // Nobody knows where the message was to go: it cannot be replayed.
     buried.headers.push("Hookbridge-Headers", "unreadable");
-    vec![buried, letter.receipt(now).message(None, max_payload)]
+    let mut receipt = letter.receipt(now).message(None, max_payload);
+    // Several couriers may have lost a connection to it, and each looks.
+    buried.message_id = Some(format!("unreadable:{id}"));
+    receipt.message_id = Some(format!("unreadable:{id}"));
+    vec![buried, receipt]
 }

@@ -57,6 +57,8 @@ pub(crate) struct Metrics {
     pub(crate) cancelled: Counter,
     /// Records of the bucket that were refused.
     pub(crate) refused_records: Counter,
+    /// Messages that the NATS client library cannot read and that were removed, by where they were.
+    pub(crate) unreadable: Family<StreamLabels, Counter>,
     /// News of tasks that could not be published.
     pub(crate) lost_news: Counter,
     /// Receipts that could not be written.
@@ -216,6 +218,7 @@ impl Metrics {
             task_moves: Family::default(),
             cancelled: Counter::default(),
             refused_records: Counter::default(),
+            unreadable: Family::default(),
             lost_news: Counter::default(),
             lost_receipts: Counter::default(),
             forged_retries: Counter::default(),
@@ -269,6 +272,11 @@ impl Metrics {
             "egress_records_refused",
             "Records of the bucket that nobody with the key has written",
             refused,
+        );
+        registry.register(
+            "egress_unreadable",
+            "Messages and records removed that the NATS client library cannot read",
+            self.unreadable.clone(),
         );
         let open = self.breaker_open.clone();
         registry.register("egress_breaker_open", "1 for a destination that is left alone for a while", open);

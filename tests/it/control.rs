@@ -1,5 +1,7 @@
 //! Pausing, disabling, cancelling, testing: said once, followed by every courier, and each with its receipt.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::harness::{Configuration, Ended, Hookbridge, Nats, Receiver, Reply, eventually, run};
 
 fn crm(receiver: &Receiver) -> String {
@@ -31,14 +33,22 @@ async fn a_paused_endpoint_holds_its_deliveries_and_resumed_gets_each_once() {
     let text = crm(&receiver);
     let _couriers = [Hookbridge::start(&nats, &text).await, Hookbridge::start(&nats, &text).await];
     hookbridge(&nats, &text, &["endpoints", "pause", "crm", "--reason", "moving house"]).await.assert_code(0);
-    for _ in 0..2 {
-        eventually("both to have heard", async || {
-            publish(&nats, "probe").await;
-            let last = nats.message("RECEIPTS", "receipts.a.*.probe").await.json();
-            (last["reason"] == "paused" || last["outcome"] == "delivered").then_some(())
-        })
-        .await;
-    }
+    // Each courier takes some of these; once all of them wait, both have heard.
+    let probes = AtomicUsize::new(0);
+    eventually("both to have heard", async || {
+        let first = probes.fetch_add(16, Ordering::Relaxed);
+        for number in first..first + 16 {
+            publish(&nats, &format!("probe-{number}")).await;
+        }
+        for number in first..first + 16 {
+            let last = nats.message("RECEIPTS", &format!("receipts.a.*.probe-{number}")).await.json();
+            if last["reason"] != "paused" {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
 
     for number in 0..300 {
         publish(&nats, &format!("m-{number}")).await;

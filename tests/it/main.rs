@@ -58,4 +58,5 @@ mod starting;
 mod store_lost;
 mod tasks;
 mod traces;
+mod unreadable_messages;
 mod vectors;

@@ -31,45 +31,45 @@ pub(super) fn shop(receiver: &Receiver) -> String {
     )
 }
 
-pub(super) const SHOP: (&str, &str) = ("authorization", "Bearer shop-token");
+pub(crate) const SHOP: (&str, &str) = ("authorization", "Bearer shop-token");
 pub(super) const OTHER: (&str, &str) = ("authorization", "Bearer other-token");
 
 /// A gateway and courier with the shop's configuration.
-pub(super) struct Office {
-    pub(super) nats: Nats,
+pub(crate) struct Office {
+    pub(crate) nats: Nats,
     pub(super) receiver: Receiver,
-    pub(super) hookbridge: Hookbridge,
+    pub(crate) hookbridge: Hookbridge,
 }
 
 impl Office {
-    pub(super) async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::open_with("").await
     }
 
-    pub(super) async fn open_with(more: &str) -> Self {
+    pub(crate) async fn open_with(more: &str) -> Self {
         let (nats, receiver) = (Nats::start().await, Receiver::start().await);
         let hookbridge = Hookbridge::start(&nats, &(shop(&receiver) + more)).await;
         Self { nats, receiver, hookbridge }
     }
 
     /// Delegates a task to the planner, with a callback at the receiver.
-    pub(super) async fn delegate(&self, task_id: &str, more: Value) -> Answer {
+    pub(crate) async fn delegate(&self, task_id: &str, more: Value) -> Answer {
         let mut task = json!({"task_id": task_id, "callback_url": self.receiver.url("/cb"), "prompt": "do it"});
         task.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.hookbridge.post("/agents/planner/tasks", &[SHOP], task.to_string()).await
     }
 
     /// Says something of a task as an agent does.
-    pub(super) async fn say(&self, agent: &str, id: &str, update: Value) {
+    pub(crate) async fn say(&self, agent: &str, id: &str, update: Value) {
         self.nats.publish(&format!("outbox.{agent}"), &[("Nats-Msg-Id", id)], update.to_string()).await;
     }
 
-    pub(super) async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         request("GET", &self.hookbridge.url(path), &[SHOP], "").await
     }
 
     /// Waits until a task has this state.
-    pub(super) async fn becomes(&self, task_id: &str, status: &str) -> Value {
+    pub(crate) async fn becomes(&self, task_id: &str, status: &str) -> Value {
         let path = format!("/tasks/{task_id}");
         eventually(&format!("{task_id} to be {status}"), async || {
             let task = self.get(&path).await.json();
@@ -78,12 +78,12 @@ impl Office {
         .await
     }
 
-    pub(super) async fn receipt(&self, outcome: &str, id: &str) -> Value {
+    pub(crate) async fn receipt(&self, outcome: &str, id: &str) -> Value {
         self.nats.message("RECEIPTS", &format!("receipts.planner.{outcome}.{id}")).await.json()
     }
 
     /// The next callback's body.
-    pub(super) async fn told(&mut self) -> Value {
+    pub(crate) async fn told(&mut self) -> Value {
         serde_json::from_slice(&self.receiver.next().await.body).unwrap()
     }
 }

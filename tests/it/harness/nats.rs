@@ -328,13 +328,25 @@ impl Nats {
 
     /// Publishes a header line that no client library would write, through a socket.
     pub(crate) async fn publish_raw(&self, subject: &str, header: &str, body: &str) {
-        let header = format!("NATS/1.0\r\n{header}\r\n\r\n");
-        let (head, all) = (header.len(), header.len() + body.len());
-        let connect = r#"CONNECT {"headers":true,"verbose":false}"#;
-        let text = format!("{connect}\r\nHPUB {subject} {head} {all}\r\n{header}{body}\r\nPING\r\n");
+        let block = format!("NATS/1.0\r\n{header}\r\n\r\n");
+        self.publish_blocks([(subject, block.as_bytes(), body)]).await;
+    }
+
+    /// Publishes messages with these header blocks, whatever they are, through one socket; an empty block is none.
+    pub(crate) async fn publish_blocks<'a>(&self, messages: impl IntoIterator<Item = (&'a str, &'a [u8], &'a str)>) {
+        let mut bytes = b"CONNECT {\"headers\":true,\"verbose\":false}\r\n".to_vec();
+        for (subject, block, body) in messages {
+            let (head, all) = (block.len(), block.len() + body.len());
+            let line = match head {
+                0 => format!("PUB {subject} {all}\r\n"),
+                _ => format!("HPUB {subject} {head} {all}\r\n"),
+            };
+            bytes.extend([line.as_bytes(), block, body.as_bytes(), b"\r\n"].concat());
+        }
+        bytes.extend(b"PING\r\n");
         let published = async {
             let mut socket = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-            socket.write_all(text.as_bytes()).await.unwrap();
+            socket.write_all(&bytes).await.unwrap();
             let mut answer = Vec::new();
             while !answer.windows(4).any(|window| window == b"PONG") {
                 assert_ne!(socket.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
