@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::USER_AGENT;
@@ -110,11 +110,13 @@ impl Fetcher {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = target;
         request.headers_mut().insert(USER_AGENT, AGENT);
-        let answer = self.client.request(request).await.map_err(|cause| unanswered(url, cause))?;
-        if !answer.status().is_success() {
-            return Err(FetchError::Status { url: name(url), status: answer.status().as_u16() });
+        let deadline = Instant::now() + self.timeout;
+        let answer = self.client.request(request, deadline).await.map_err(|cause| unanswered(url, cause))?;
+        if !answer.status.is_success() {
+            return Err(FetchError::Status { url: name(url), status: answer.status.as_u16() });
         }
-        whole(url, answer.into_body()).await
+        let no_body = || unanswered(url, Cause::Protocol("the head of the answer cannot be read".to_owned()));
+        whole(url, answer.body.ok_or_else(no_body)?).await
     }
 }
 
@@ -134,7 +136,9 @@ fn unanswered(url: &Url, cause: Cause) -> FetchError {
         | Cause::Timeout(detail)
         | Cause::Connect(detail)
         | Cause::Tls(detail)
+        | Cause::NoDescriptor(detail)
         | Cause::Protocol(detail) => FetchError::Unreachable { url, detail },
+        Cause::NoAnswer => FetchError::Unreachable { url, detail: "there was no answer in time".to_owned() },
     }
 }
 
