@@ -56,6 +56,25 @@ impl Broker {
         Ok(())
     }
 
+    /// Removes a key, and what removing leaves, if its value is `over`. Who writes it meanwhile is not in the way.
+    pub(crate) async fn forget_endpoint_if(&self, key: &str, over: impl Fn(&[u8]) -> bool) -> Result<(), BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        let Some(entry) = store.entry(key).await.map_err(|error| failed(&error))? else { return Ok(()) };
+        if entry.operation == Operation::Put {
+            if !over(&entry.value) {
+                return Ok(());
+            }
+            store.purge_expect_revision(key, Some(entry.revision)).await.map_err(|error| failed(&error))?;
+        }
+        let Some(left) = store.entry(key).await.map_err(|error| failed(&error))? else { return Ok(()) };
+        if left.operation != Operation::Put {
+            let subject = format!("$KV.{}.{key}", self.names.endpoints_bucket());
+            let purged = store.stream.purge().sequence(left.revision + 1).filter(subject).await;
+            purged.map_err(|error| failed(&error))?;
+        }
+        Ok(())
+    }
+
     /// Calls `found` for every key there is now.
     pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
         let store = open(&self.jetstream, &self.names).await?;

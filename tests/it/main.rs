@@ -7,6 +7,7 @@
 mod harness;
 
 mod a2a;
+mod addresses_of_a_host;
 mod answers;
 mod architecture;
 mod authorization;
@@ -32,9 +33,11 @@ mod hostile_receivers;
 mod hostile_requests;
 mod hostile_urls;
 mod isolation;
+mod kept_connections;
 mod keys_at_addresses;
 mod kills;
 mod limits;
+mod odd_answers;
 mod ordered;
 mod outages;
 mod outbox;
@@ -42,6 +45,7 @@ mod payloads;
 mod quarantine;
 mod refused_addresses;
 mod replay;
+mod retry_after;
 mod several_couriers;
 mod several_sweeps;
 mod shutdown;
