@@ -240,9 +240,7 @@ impl Holds {
         apart: impl FnOnce() -> Duration,
         now: SystemTime,
     ) -> Option<SystemTime> {
-        if self.table().holds.get(held_as)?.ends(most, now).is_none() {
-            return None;
-        }
+        self.table().holds.get(held_as)?.ends(most, now)?;
         let apart = apart();
         self.table().give(held_as, most, apart, now, rand::random())
     }

@@ -235,6 +235,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_kept_connection_that_was_closed_meanwhile_costs_no_document() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let serving = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    // The first request is answered, the second is read and never answered.
+                    let mut bytes = [0; 4096];
+                    if stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {
+                        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await);
+                        drop(stream.read(&mut bytes).await);
+                    }
+                });
+            }
+        });
+        let fetcher = fetcher();
+
+        for _ in 0..5 {
+            assert_eq!(fetcher.get(&url).await, Ok(Bytes::from_static(b"ok")));
+        }
+        serving.abort();
+    }
+
+    #[tokio::test]
     async fn a_url_without_measure_is_not_asked_for_nor_repeated() {
         let url = format!("https://example.com/{}", "x".repeat(MAX_URL)).parse().unwrap();
 
