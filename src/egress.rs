@@ -16,6 +16,7 @@ mod delivery;
 mod destination;
 mod gate;
 mod held;
+mod holds;
 mod inquiry;
 mod intake;
 mod interest;

@@ -9,8 +9,10 @@ mod addresses;
 mod aged;
 mod cache;
 mod client;
+mod connect;
 mod fetch;
 mod guard;
+mod head;
 mod hosts;
 #[cfg(test)]
 mod loopback;
@@ -21,7 +23,7 @@ mod shelf;
 mod target;
 
 pub(crate) use cache::Cache;
-pub(crate) use client::{AGENT, Cause, Client, ClientOptions};
+pub(crate) use client::{AGENT, Answer, Cause, Client, ClientOptions};
 pub(crate) use fetch::{FETCH_TIMEOUT, Fetcher};
 pub(crate) use guard::Guard;
 pub(crate) use target::{public_url, request_target};

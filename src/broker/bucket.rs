@@ -157,6 +157,30 @@ impl Broker {
         Ok(())
     }
 
+    /// Removes a key, and what removing leaves, if its value is `over`. Who writes it meanwhile is not in the way.
+    pub(crate) async fn forget_endpoint_if(&self, key: &str, over: impl Fn(&[u8]) -> bool) -> Result<(), BucketError> {
+        let store = open(&self.jetstream, &self.names).await?;
+        let bucket = self.names.endpoints_bucket();
+        let subject = format!("$KV.{bucket}.{key}");
+        let last = async || {
+            let found = raw::get(&self.client, &stream_of(&bucket), Which::last(&subject)).await;
+            found.map_err(|error| failed(&error))
+        };
+        let Some(found) = last().await? else { return Ok(()) };
+        if is_value(&raw::headers(&found.headers)) {
+            if !over(&found.payload) {
+                return Ok(());
+            }
+            let purged = store.purge_expect_revision(key, Some(found.sequence)).await;
+            purged.map_err(|error| failed(&error))?;
+        }
+        if let Some(left) = last().await?.filter(|left| !is_value(&raw::headers(&left.headers))) {
+            let purged = store.stream.purge().sequence(left.sequence + 1).filter(&subject).await;
+            purged.map_err(|error| failed(&error))?;
+        }
+        Ok(())
+    }
+
     /// Calls `found` for every key there is now.
     pub(crate) async fn read_endpoints(&self, found: impl Fn(&str, &[u8])) -> Result<(), BucketError> {
         let found = |key: &str, value: Option<&[u8]>| {

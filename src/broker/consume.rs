@@ -239,9 +239,15 @@ impl Consumer {
 
     /// How much of the room for all a message takes, in KiB; one that never would fit gets all of it.
     fn size_of(&self, received: &Received) -> u32 {
-        // A pointer tells how large the message is that it leads to.
-        let pointed = received.headers.get(BODY_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
-        let size = u32::try_from(received.payload.len().max(pointed) / 1024).unwrap_or(u32::MAX);
+        // A pointer tells how large the message is that it leads to. In OUTBOX anybody can write the header, and the
+        // message itself is what takes room.
+        let pointed = match self.stream {
+            StreamKind::Retry => received.headers.get(BODY_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
+            _ => 0,
+        };
+        let own = received.payload.len() + received.headers.wire_bytes();
+        let bytes = own.max(pointed.min(self.broker.max_payload()));
+        let size = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
         size.clamp(1, self.all_room)
     }
 

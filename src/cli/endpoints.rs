@@ -14,7 +14,7 @@ use super::{Common, Usage, say, visible};
 use crate::broker::{Broker, Names};
 use crate::clock::Clock;
 use crate::config::{AgentPattern, Config};
-use crate::egress::control::{self, Control, Word};
+use crate::egress::control::{self, Control, Said, Word};
 use crate::event::Name;
 use crate::secret::SecretRef;
 
@@ -37,7 +37,8 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Endpoints of the configuration and of run time, and what is said about them: disabled, paused, left alone.
+    /// Endpoints of the configuration and of run time, and what is said about them: disabled, paused, left alone, held
+    /// until the end of a Retry-After.
     List {
         /// One JSON object a line.
         #[arg(long)]
@@ -58,7 +59,7 @@ enum Command {
     },
     /// Lets deliveries wait until they are resumed.
     Pause(Target),
-    /// Lets them go on, and brings forward what waited.
+    /// Lets them go on, and brings forward what waited: after a pause, or before the end of a Retry-After.
     Resume(Target),
     /// Ends every delivery, waiting and to come, with a dead letter.
     Disable(Target),
@@ -157,10 +158,11 @@ async fn word(control: &Control, config: &Config, target: &Target, word: Word) -
         }
     }
     let what = target.name.as_ref().map_or_else(|| format!("callbacks as {token}"), |name| format!("endpoint {name}"));
-    let changed = control.say(&token, word, &target.reason).await?;
+    let lifted = word == Word::Resume && control.lift(&token).await?;
+    let changed = control.say(&token, word, &target.reason).await? || lifted;
     let now = match word {
         Word::Pause => "paused: deliveries wait",
-        Word::Resume => "not paused: what waited comes now",
+        Word::Resume => "not paused, nor held by a Retry-After: what waited comes now",
         Word::Disable => "disabled: deliveries are dead",
         Word::Enable => "not disabled",
         Word::Cancel => "rid of everything published until now: each delivery gets its cancelled receipt",
@@ -185,14 +187,23 @@ async fn list(control: &Control, config: &Config, json: bool) -> anyhow::Result<
     }
     // Callbacks have no name, only what is said about them.
     let tokens = said.iter().filter_map(|said| said.key.split_once('.').map(|(_, token)| token));
+    let tokens = tokens.map(|token| token.split('.').next().unwrap_or(token));
     let mut callbacks: Vec<&str> = tokens.filter(|token| token.starts_with("c_")).collect();
+    callbacks.sort_unstable();
     callbacks.dedup();
     rows.extend(callbacks.into_iter().map(|token| (token.to_owned(), "callbacks", String::new())));
     for (name, from, url) in rows {
         let token = if from == "callbacks" { name.clone() } else { format!("e_{name}") };
         let (state, breaker) = (of(format!("state.{token}")), of(format!("breaker.{token}")));
+        let own = config.endpoints.iter().find(|(endpoint, _)| endpoint.as_str() == name);
+        let own = own.and_then(|(_, endpoint)| endpoint.max_retry_after);
+        let held = held(control, &said, &token, own.unwrap_or(config.egress.max_retry_after));
         if json {
-            let line = serde_json::json!({"name": name, "from": from, "url": url, "said": state, "breaker": breaker});
+            let held: Vec<_> =
+                held.iter().map(|(agent, until)| serde_json::json!({"agent": agent, "until": until})).collect();
+            let line = serde_json::json!({
+                "name": name, "from": from, "url": url, "said": state, "breaker": breaker, "held": held,
+            });
             say(&line.to_string());
             continue;
         }
@@ -201,12 +212,25 @@ async fn list(control: &Control, config: &Config, json: bool) -> anyhow::Result<
         if let Some(until) = breaker.and_then(|breaker| breaker["until"].as_str()) {
             line.push_str(&format!("  left alone until {until}"));
         }
+        for (agent, until) in held {
+            let whose = agent.map(|agent| format!(" for agent {agent}")).unwrap_or_default();
+            line.push_str(&format!("  held{whose} until {until} (Retry-After)"));
+        }
         if let Some(reason) = state.and_then(|state| state["reason"].as_str()).filter(|_| word != "open") {
             line.push_str(&format!("  ({reason})"));
         }
         say(&visible(&line));
     }
     Ok(())
+}
+
+/// Until when nothing begins to a destination because it asked for that, for callbacks by agent.
+fn held<'a>(control: &Control, said: &'a [Said], token: &str, most: Duration) -> Vec<(Option<&'a str>, String)> {
+    let of = |said: &'a Said| {
+        let (_, agent) = control::held(&said.key).filter(|(of, _)| *of == token)?;
+        Some((agent, control.held_until(&said.value, most)?))
+    };
+    said.iter().filter_map(of).collect()
 }
 
 /// An agent that may use the endpoint, as far as the configuration tells.

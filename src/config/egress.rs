@@ -16,7 +16,7 @@ use super::reach::{HostPattern, NameServer, Ports};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Egress {
-    /// The longest that one attempt may take, from looking up the host to the last byte of the answer.
+    /// The longest that one attempt may take, from looking up the host to the status of the answer.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// The waits between attempts: a list with one entry fewer than there are attempts, or a table of waits that
@@ -25,7 +25,8 @@ pub struct Egress {
     /// By what part of itself a wait may be longer or shorter, so that what failed together does not come again
     /// together: 0 to 1.
     pub jitter: f64,
-    /// The longest wait that an endpoint can ask for with `Retry-After`.
+    /// The longest wait that an endpoint can ask for with `Retry-After`. Until then it gets no request; the schedule
+    /// is never made shorter by it.
     #[serde(with = "humantime_serde")]
     pub max_retry_after: Duration,
     /// How old a message may become before nobody tries again. Without it the schedule alone decides.

@@ -13,7 +13,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use self::tokens::Tokens;
+use self::tokens::{NoToken, Tokens};
 use super::reason::Failure;
 use super::retry::Outcome;
 use crate::clock::Clock;
@@ -71,8 +71,11 @@ impl Authorization {
             headers.extend(ring.keys().iter().map(|value| (name.clone(), value.clone())));
         }
         if let Some(tokens) = &self.tokens {
-            let token = tokens.get(means).await;
-            headers.insert(AUTHORIZATION, token.map_err(|detail| Outcome::Failed { failure: Failure::Auth, detail })?);
+            let token = tokens.get(means).await.map_err(|none| match none {
+                NoToken { detail, no_descriptor: true } => Outcome::NotNow { detail },
+                NoToken { detail, .. } => Outcome::Failed { failure: Failure::Auth, detail },
+            })?;
+            headers.insert(AUTHORIZATION, token);
         }
         Ok(headers)
     }

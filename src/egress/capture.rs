@@ -63,6 +63,13 @@ pub(super) struct Read {
     broken: bool,
 }
 
+impl Read {
+    /// A body of which nothing could be read.
+    pub(super) fn broken() -> Self {
+        Self { broken: true, ..Self::default() }
+    }
+}
+
 impl Capture {
     /// What an endpoint wants; none unless it asks for it.
     pub(super) fn new(endpoint: &config::Endpoint) -> Option<Self> {

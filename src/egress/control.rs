@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use url::Url;
 
+use super::holds;
 use super::inquiry::{Found, inquire};
 use super::pointer::{Pointer, Why, waiting_everywhere, waiting_of};
 use super::receipt::{self, Status};
@@ -92,6 +93,11 @@ pub(crate) fn of_endpoint(name: &Name) -> String {
     id::endpoint_token(name)
 }
 
+/// The destination's token of a key that says until when it is held, and the agent where it is a callback.
+pub(crate) fn held(key: &str) -> Option<(&str, Option<&str>)> {
+    holds::read_key(key)
+}
+
 /// The token of all callbacks to a URL's origin.
 pub(crate) fn of_callback(url: &Url) -> String {
     id::callback_token(url)
@@ -126,6 +132,39 @@ impl Control {
             }
         }
         bail!("somebody else keeps writing {key}")
+    }
+
+    /// Lifts what a destination asked for with `Retry-After`: that of an endpoint, or of all agents' callbacks to an
+    /// origin. `false`: nothing is held.
+    pub(crate) async fn lift(&self, token: &str) -> anyhow::Result<bool> {
+        let mut lifted = false;
+        for said in self.said().await? {
+            if holds::read_key(&said.key).is_some_and(|(of, _)| of == token) {
+                lifted |= self.lift_one(&said.key).await?;
+            }
+        }
+        Ok(lifted)
+    }
+
+    async fn lift_one(&self, key: &str) -> anyhow::Result<bool> {
+        for _ in 0..WRITES {
+            let (found, revision) = self.visitor.endpoint_key(key).await?;
+            let record = found.and_then(|found| self.sealer.authentic::<holds::Record>(key, &found).ok());
+            let Some(record) = record.filter(|record| record.ends(Duration::MAX, self.clock.now()).is_some()) else {
+                return Ok(false);
+            };
+            let lifted = holds::Record { state: holds::State::Lifted, at: self.now(), by: self.by.clone(), ..record };
+            if self.visitor.write_endpoint_key(key, self.sealer.word(key, &lifted).into(), revision).await? {
+                return Ok(true);
+            }
+        }
+        bail!("somebody else keeps writing {key}")
+    }
+
+    /// When the hold of a record ends, for a destination that may ask for so long at most; none if nothing is held.
+    pub(crate) fn held_until(&self, record: &Value, most: Duration) -> Option<String> {
+        let record: holds::Record = serde_json::from_value(record.clone()).ok()?;
+        record.ends(most, self.clock.now()).map(rfc3339)
     }
 
     /// Cancels one delivery, and waits a moment for a courier to do it.

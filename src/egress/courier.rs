@@ -31,6 +31,8 @@ const LOAD_AGAIN: Duration = Duration::from_millis(500);
 const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
 /// The longest time after which the head of a line is looked at again.
 const LINE_LOOKS: Duration = Duration::from_secs(5);
+/// How long telling what destinations have asked for may take when the process stops.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The shortest time after which a message comes again.
 const SOON: Duration = Duration::from_millis(20);
 /// When a retry comes again that was due before its last attempt was written down.
@@ -88,6 +90,7 @@ impl Courier {
             pulls,
             self.broker.watch_endpoints(&stop, |key, value| worker.hears(key, value)),
             worker.tell_breakers(&stop),
+            worker.tell_holds(&stop),
             self.lines(&stop, &deliveries),
             worker.release_recovered(&stop),
             worker.sweep_changed(&stop),
@@ -96,6 +99,8 @@ impl Courier {
         );
         deliveries.close();
         deliveries.wait().await;
+        // What the last answers asked for holds also after a restart.
+        drop(tokio::time::timeout(LAST_WORDS, worker.tell_new_holds()).await);
     }
 
     /// Reads the bucket once, so that no delivery is made before it is known what is said about it.

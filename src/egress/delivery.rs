@@ -14,6 +14,7 @@ use tracing::Instrument;
 use super::dead_letter::DeadLetter;
 use super::destination::{Destination, Endpoint};
 use super::gate::{NotNow, Pass};
+use super::holds::held_as;
 use super::ledger::Known;
 use super::link::{self, Interrupted, Resumed};
 use super::payload::Payload;
@@ -33,6 +34,9 @@ use crate::telemetry::traces;
 
 /// About how long a delivery to a paused destination waits before it asks by itself.
 const PAUSED: Duration = Duration::from_secs(3600);
+
+/// About how long a delivery waits for which there was no file descriptor.
+const NO_DESCRIPTOR: Duration = Duration::from_secs(2);
 
 /// Why a callback of a task is not sent: a later one says more.
 const SUPERSEDED: &str = "superseded";
@@ -127,7 +131,7 @@ impl Worker {
         };
         let policy = destination.policy();
         let token = job.route.token.as_deref().unwrap_or_default();
-        match self.gates.pass(token, policy, job.held, !job.in_line).await {
+        match self.gates.pass(token, &job.message.agent, policy, job.held, !job.in_line).await {
             Ok(pass) => {
                 self.may_begin(job, connection)?;
                 Ok(self.attempt(job, destination, &payload, pass).await)
@@ -160,13 +164,19 @@ impl Worker {
         let sent = self.sender.attempt(destination, job.message, payload, &trace);
         let attempt = sent.instrument(span.clone()).await;
         let (outcome, took) = (&attempt.outcome, begun.elapsed());
+        let (now, chance) = (self.clock.now(), rand::random());
+        if let Outcome::Busy { retry_after, .. } = outcome {
+            // Before the place is free: nothing begins behind it.
+            let token = job.route.token.as_deref().unwrap_or_default();
+            self.gates.holds().asked(&held_as(token, &job.message.agent), now + *retry_after, now);
+        }
         pass.ended(destination.policy(), outcome.health(), took);
         span.record("http.response.status_code", outcome.status());
-        let (now, chance) = (self.clock.now(), rand::random());
         let progress = Progress { attempt: job.attempt, stored: job.original.stored, now, chance };
         let decision = retry::decide(outcome, destination.policy(), progress);
         self.count(job, outcome, decision, took);
         match decision {
+            Decision::NotMade => return Box::pin(self.not_now(job, outcome)).await,
             Decision::Delivered => {
                 self.forget_mark(&job.message.agent, &job.route.delivery_id).await;
                 let receipt = self.receipt(job, Status::Delivered, &attempt, took);
@@ -180,7 +190,12 @@ impl Worker {
                     Box::pin(self.end_by_word(&made, standing)).await;
                     return None;
                 }
-                Box::pin(self.put_off(job, &attempt, due, took, &trace)).await;
+                let is_bounded = destination.policy().last_moment(job.original.stored) == Some(due);
+                let detail = outcome.detail().map(|detail| match is_bounded {
+                    true => format!("{detail}; the next attempt is the last one that the age of the message allows"),
+                    false => detail,
+                });
+                Box::pin(self.put_off(job, &attempt, detail, due, took, &trace)).await;
                 return Some(due);
             }
             Decision::Dead(reason) => {
@@ -192,6 +207,22 @@ impl Worker {
             }
         }
         None
+    }
+
+    /// Lets a delivery wait that could not be tried for want of a file descriptor.
+    async fn not_now(&self, job: &Job<'_>, outcome: &Outcome) -> Option<SystemTime> {
+        if let Some(left_out) = self.said_no_descriptor.pass(self.clock.now()) {
+            tracing::error!(
+                endpoint.name = job.route.metric_name,
+                "No file descriptor is left for deliveries ({}), {left_out} more since this was last said; they wait a \
+                 moment and use up no attempt. Raise the limit of open files, or lower egress.concurrency and \
+                 gateway.max_connections",
+                outcome.detail().unwrap_or_default()
+            );
+        }
+        self.tell_no_more(job).await;
+        let until = self.clock.now() + NO_DESCRIPTOR.mul_f64(0.5 + rand::random::<f64>());
+        self.hold(job, Why::NoDescriptor, until).await
     }
 
     pub(super) fn standing(&self, job: &Job<'_>, destination: &Destination) -> Standing {
@@ -216,8 +247,15 @@ impl Worker {
     }
 
     /// Schedules the next attempt, then tells the agent.
-    async fn put_off(&self, job: &Job<'_>, attempt: &Attempt, due: SystemTime, took: Duration, trace: &trace::Context) {
-        let outcome = &attempt.outcome;
+    async fn put_off(
+        &self,
+        job: &Job<'_>,
+        attempt: &Attempt,
+        detail: Option<String>,
+        due: SystemTime,
+        took: Duration,
+        trace: &trace::Context,
+    ) {
         if self.is_lost(job.original).await {
             return Box::pin(self.give_up(job, &link::lost(), Some((attempt, took)), Some(trace))).await;
         }
@@ -228,7 +266,7 @@ impl Worker {
         }
         let receipt = Receipt {
             next_attempt: Some(due),
-            detail: outcome.detail(),
+            detail: detail.clone(),
             ..self.receipt(job, Status::Retrying, attempt, took)
         };
         self.ledger.receipt(&receipt, Some(trace)).await;
@@ -237,7 +275,7 @@ impl Worker {
             delivery.id = job.route.delivery_id,
             delivery.attempt = job.attempt,
             "Attempt failed ({}); next one {}",
-            outcome.detail().unwrap_or_default(),
+            detail.unwrap_or_default(),
             rfc3339(due)
         );
     }
@@ -345,6 +383,7 @@ impl Worker {
 
     fn count(&self, job: &Job<'_>, outcome: &Outcome, decision: Decision, took: Duration) {
         let word = match decision {
+            Decision::NotMade => return,
             Decision::Delivered => "delivered",
             Decision::RetryAt(_) => "retrying",
             Decision::Dead(_) => "dead",

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::{Breaker, Change, Health, Opened, Verdict};
+use super::holds::{Holds, held_as};
 use super::load::{Admission, LINE, Load};
 use super::pace::{Later, Pace};
 use super::pointer::Why;
@@ -35,6 +36,7 @@ pub(super) struct Gates {
     scarce_from: usize,
     clock: Clock,
     news: Arc<News>,
+    holds: Holds,
 }
 
 /// What others have to hear of.
@@ -82,21 +84,26 @@ impl Gates {
     /// Gates for a courier with so many slots.
     pub(super) fn new(slots: usize, clock: Clock) -> Self {
         let (gates, in_flight, news) = (Arc::default(), Arc::default(), Arc::default());
-        Self { gates, in_flight, scarce_from: slots / 2, clock, news }
+        Self { gates, in_flight, scarce_from: slots / 2, clock, news, holds: Holds::default() }
     }
 
-    /// Asks for an attempt to the destination of this token. `held` is why the delivery waited before; `remembers`
-    /// says whether it will bring what it is told now when it comes again.
+    /// Asks for an attempt to the destination of this token, of a message of this agent. `held` is why the delivery
+    /// waited before; `remembers` says whether it will bring what it is told now when it comes again.
     pub(super) async fn pass(
         &self,
         token: &str,
+        agent: &str,
         policy: &Policy,
         held: Option<Why>,
         remembers: bool,
     ) -> Result<Pass, NotNow> {
         let gate = self.gate(token, policy);
         let has_breaker = policy.breaker.is_some();
+        let held_as = held_as(token, agent);
+        self.ask_holds(&held_as, &gate, policy)?;
         let place = self.place(&gate, has_breaker).await?;
+        // Those before it in line may have been asked to wait.
+        self.ask_holds(&held_as, &gate, policy)?;
         let now = self.clock.now();
         let mut inside = gate.inside();
         if has_breaker {
@@ -116,6 +123,26 @@ impl Gates {
         drop(inside);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(Pass { gates: self.clone(), gate, ended: false, _place: place })
+    }
+
+    fn ask_holds(&self, held_as: &str, gate: &Gate, policy: &Policy) -> Result<(), NotNow> {
+        let now = self.clock.now();
+        let apart = || gate.inside().load.each(gate.most, now).max(APART_AFTER_FAILURE);
+        match self.holds.wait(held_as, policy.max_retry_after, apart, now) {
+            Some(until) => Err(NotNow { why: Why::RetryAfter, until }),
+            None => Ok(()),
+        }
+    }
+
+    /// What destinations have asked for.
+    pub(super) fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
+    /// Lets come what waits for a destination without need.
+    pub(super) fn release(&self, token: &str) {
+        self.news.released.lock().unwrap_or_else(PoisonError::into_inner).push(token.to_owned());
+        self.news.release.notify_one();
     }
 
     /// A place among those in flight, at once or after a moment in line.
@@ -272,8 +299,7 @@ impl Pass {
             news.changed.notify_one();
         }
         if has_room || change == Some(Change::Closed) {
-            news.released.lock().unwrap_or_else(PoisonError::into_inner).push(token.clone());
-            news.release.notify_one();
+            self.gates.release(token);
         }
     }
 }

@@ -57,6 +57,10 @@ pub(super) enum Why {
     Busy,
     /// Attempts to its destination may not begin as often.
     Rate,
+    /// Its destination asked for no request before a time.
+    RetryAfter,
+    /// There was no file descriptor for a connection.
+    NoDescriptor,
     /// The callback before it, of the same task, may still be on its way.
     Turn,
 }
@@ -69,13 +73,17 @@ impl Why {
             Self::Breaker => "breaker",
             Self::Busy => "busy",
             Self::Rate => "rate",
+            Self::RetryAfter => "retry-after",
+            Self::NoDescriptor => "no-descriptor",
             Self::Turn => "turn",
         }
     }
 
     /// Reads the word.
     pub(super) fn read(word: &str) -> Option<Self> {
-        [Self::Paused, Self::Breaker, Self::Busy, Self::Rate, Self::Turn].into_iter().find(|why| why.as_str() == word)
+        const ALL: [Why; 7] =
+            [Why::Paused, Why::Breaker, Why::Busy, Why::Rate, Why::RetryAfter, Why::NoDescriptor, Why::Turn];
+        ALL.into_iter().find(|why| why.as_str() == word)
     }
 }
 

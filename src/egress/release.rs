@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
+use super::holds::held_as;
 use super::pointer::{self, Pointer, Why};
 use super::worker::Worker;
 use crate::broker::{ReadError, StoredMessage};
@@ -22,8 +23,15 @@ impl Worker {
             for token in self.gates.released() {
                 let apart = self.gates.each(&token).max(APART);
                 let still = || !self.gates.is_open(&token);
-                let held = |why| matches!(why, Why::Breaker | Why::Busy);
-                match stop.run_until_cancelled(self.release(&token, held, apart, still)).await {
+                let may_come = |pointer: &Pointer| match pointer.held {
+                    Some(Why::Breaker | Why::Busy) => true,
+                    Some(Why::RetryAfter) => {
+                        !self.gates.holds().is_held(&held_as(&pointer.token, &pointer.agent), self.clock.now())
+                    }
+                    _ => false,
+                };
+                let waiting = pointer::all_waiting(&token);
+                match stop.run_until_cancelled(self.bring(&waiting, may_come, apart, still)).await {
                     None => return,
                     Some(Ok(())) => {}
                     Some(Err(error)) => tracing::warn!("What waits for {token} comes at its own time: {error}"),

@@ -16,14 +16,22 @@ pub(super) enum Outcome {
     Accepted { status: u16 },
     /// 410: the receiver wants no more.
     Gone,
-    /// 429 or 503 with `Retry-After`: the receiver says when.
-    Busy { status: u16, retry_after: Duration },
+    /// 429 or 503 with `Retry-After`: the receiver says when, at the latest.
+    Busy {
+        status: u16,
+        /// No longer than the policy's `max_retry_after`.
+        retry_after: Duration,
+        /// It asked for longer than that.
+        is_cut: bool,
+    },
     /// Any other status.
     Refused { status: u16 },
     /// No answer.
     Failed { failure: Failure, detail: String },
-    /// The address guard said no.
+    /// The address guard said no, and will say so again.
     Forbidden { detail: String },
+    /// Nothing was tried, for want of something of our own: this was no attempt.
+    NotNow { detail: String },
 }
 
 impl Outcome {
@@ -32,14 +40,14 @@ impl Outcome {
         match self {
             Self::Accepted { status } | Self::Busy { status, .. } | Self::Refused { status } => Some(*status),
             Self::Gone => Some(410),
-            Self::Failed { .. } | Self::Forbidden { .. } => None,
+            Self::Failed { .. } | Self::Forbidden { .. } | Self::NotNow { .. } => None,
         }
     }
 
     /// What went wrong, if anything did.
     pub(super) fn failure(&self) -> Option<Failure> {
         match self {
-            Self::Accepted { .. } => None,
+            Self::Accepted { .. } | Self::NotNow { .. } => None,
             Self::Gone | Self::Busy { .. } | Self::Refused { .. } => Some(Failure::Status),
             Self::Failed { failure, .. } => Some(*failure),
             Self::Forbidden { .. } => Some(Failure::Forbidden),
@@ -52,7 +60,8 @@ impl Outcome {
             Self::Busy { status: 429, .. }
             | Self::Refused { status: 429 }
             | Self::Forbidden { .. }
-            | Self::Failed { failure: Failure::Unsigned, .. } => Health::Unknown,
+            | Self::NotNow { .. }
+            | Self::Failed { failure: Failure::Unsigned | Failure::Forbidden, .. } => Health::Unknown,
             Self::Busy { .. } | Self::Refused { status: 500.. } | Self::Failed { .. } => Health::Ill,
             Self::Accepted { .. } | Self::Gone | Self::Refused { .. } => Health::Well,
         }
@@ -63,12 +72,13 @@ impl Outcome {
         match self {
             Self::Accepted { .. } => None,
             Self::Gone => Some("the endpoint answered 410 Gone: it wants no more deliveries".to_owned()),
-            Self::Busy { status, retry_after } => {
-                let asked = humantime::format_duration(*retry_after);
+            Self::Busy { status, retry_after, is_cut } => {
+                let asked = humantime::format_duration(Duration::from_secs(retry_after.as_secs()));
+                let asked = if *is_cut { format!("more than {asked} (max_retry_after)") } else { asked.to_string() };
                 Some(format!("the endpoint answered {status} and asked for {asked}"))
             }
             Self::Refused { status } => Some(format!("the endpoint answered {status}")),
-            Self::Failed { detail, .. } | Self::Forbidden { detail } => Some(detail.clone()),
+            Self::Failed { detail, .. } | Self::Forbidden { detail } | Self::NotNow { detail } => Some(detail.clone()),
         }
     }
 }
@@ -79,6 +89,8 @@ pub(super) enum Decision {
     Delivered,
     RetryAt(SystemTime),
     Dead(Reason),
+    /// The same attempt is still to be made.
+    NotMade,
 }
 
 /// How persistently deliveries to one destination are made.
@@ -121,22 +133,22 @@ pub(super) struct Progress {
 /// The shortest wait, so that a schedule is not due before it is stored.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 
-/// The shortest wait that a receiver can ask for.
-const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// One line per rule; the first match wins.
 pub(super) fn decide(outcome: &Outcome, policy: &Policy, progress: Progress) -> Decision {
     let wait = usize::try_from(progress.attempt).ok().and_then(|attempt| policy.waits.get(attempt.saturating_sub(1)));
     match (outcome, wait) {
         (Outcome::Accepted { .. }, _) => Decision::Delivered,
+        (Outcome::NotNow { .. }, _) => Decision::NotMade,
         (Outcome::Gone, _) => Decision::Dead(Reason::Gone),
         (Outcome::Forbidden { .. }, _) => Decision::Dead(Reason::Forbidden),
         _ if outcome.status().is_some_and(|status| policy.give_up_on.contains(&status)) => {
             Decision::Dead(Reason::Refused)
         }
         (_, None) => Decision::Dead(Reason::Exhausted),
-        (Outcome::Busy { retry_after, .. }, Some(_)) => {
-            policy.bound(progress, (*retry_after).clamp(MIN_RETRY_AFTER, policy.max_retry_after))
+        // It only ever puts off: who asks for a second must not use up a schedule of days.
+        (Outcome::Busy { retry_after, .. }, Some(wait)) => {
+            let wait = jitter(*wait, policy.jitter, progress.chance);
+            policy.bound(progress, wait.max((*retry_after).min(policy.max_retry_after)))
         }
         (_, Some(wait)) => policy.bound(progress, jitter(*wait, policy.jitter, progress.chance)),
     }
@@ -185,13 +197,14 @@ fn jitter(wait: Duration, part: f64, chance: f64) -> Duration {
     wait.mul_f64(1.0 - part + 2.0 * part * chance.clamp(0.0, 1.0))
 }
 
-/// Reads `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+/// Reads `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3), of which a part of a second counts as one.
 pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.trim().parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
     let date = httpdate::parse_http_date(value.trim()).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
+    let left = date.duration_since(now).unwrap_or_default();
+    Some(Duration::from_secs(left.as_secs().saturating_add((left.subsec_nanos() > 0).into())))
 }
 
 #[cfg(test)]
@@ -229,12 +242,36 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_receiver_is_asked_again_when_it_says_within_bounds_and_it_counts_as_an_attempt() {
-        let busy = |seconds| Outcome::Busy { status: 429, retry_after: Duration::from_secs(seconds) };
+    fn a_busy_receiver_is_asked_again_no_earlier_than_it_says_within_bounds_and_it_counts_as_an_attempt() {
+        let busy = |seconds| Outcome::Busy { status: 429, retry_after: Duration::from_secs(seconds), is_cut: false };
         assert_eq!(decide_at(&busy(120), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(120)));
         assert_eq!(decide_at(&busy(1_000_000), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(3600)));
-        assert_eq!(decide_at(&busy(0), 1, 0.0), Decision::RetryAt(NOW + MIN_RETRY_AFTER));
         assert_eq!(decide_at(&busy(1), 3, 0.0), Decision::Dead(Reason::Exhausted));
+    }
+
+    #[test]
+    fn a_busy_receiver_never_makes_the_schedule_shorter() {
+        for (seconds, chance, expected) in [(0, 0.5, 10), (1, 0.0, 9), (9, 1.0, 11), (10, 0.0, 10)] {
+            let busy = Outcome::Busy { status: 503, retry_after: Duration::from_secs(seconds), is_cut: false };
+            let expected = Decision::RetryAt(NOW + Duration::from_secs(expected));
+            assert_eq!(decide_at(&busy, 1, chance), expected, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn what_was_not_tried_is_no_attempt_also_where_it_would_be_the_last() {
+        let not_now = Outcome::NotNow { detail: String::new() };
+        assert_eq!((decide_at(&not_now, 1, 0.5), decide_at(&not_now, 3, 0.5)), (Decision::NotMade, Decision::NotMade));
+        assert_eq!(not_now.health(), Health::Unknown);
+    }
+
+    #[test]
+    fn what_was_asked_for_is_told_in_whole_seconds() {
+        let busy = |millis, is_cut| Outcome::Busy { status: 429, retry_after: Duration::from_millis(millis), is_cut };
+        let asked = |busy: Outcome| busy.detail().unwrap();
+        assert_eq!(asked(busy(3450, false)), "the endpoint answered 429 and asked for 3s");
+        let day = 24 * 3600 * 1000;
+        assert_eq!(asked(busy(day, true)), "the endpoint answered 429 and asked for more than 1day (max_retry_after)");
     }
 
     #[test]
@@ -269,6 +306,8 @@ mod tests {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         assert_eq!(parse_retry_after("120", now), Some(Duration::from_secs(120)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), Some(Duration::from_secs(60)));
+        let earlier = now - Duration::from_millis(450);
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:40 GMT", earlier), Some(Duration::from_secs(4)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now), Some(Duration::ZERO));
         assert_eq!(parse_retry_after("soon", now), None);
         assert_eq!(parse_retry_after("-1", now), None);

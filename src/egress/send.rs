@@ -3,17 +3,19 @@
 //! All deliveries share one client, so that connections are reused; it is the one behind the address guard.
 
 use std::borrow::Cow;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::authorization::Means;
-use super::capture::{self, Captured, MAX_ANSWER};
+use super::capture::{self, Captured, MAX_ANSWER, Read};
 use super::destination::Destination;
 use super::intake::Message;
 use super::payload::{Maker, Payload};
@@ -23,10 +25,14 @@ use super::signer::NotSigned;
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Egress;
 use crate::event::trace;
-use crate::outbound::{AGENT, Cause, Client, ClientOptions, Guard, request_target};
+use crate::outbound::{AGENT, Answer, Cause, Client, ClientOptions, Guard, request_target};
 use crate::signature::Outgoing;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+/// How long an answer's body is read once its status is there.
+const BODY_WITHIN: Duration = Duration::from_secs(2);
+/// The most bodies that are read in the background at once.
+const MOST_DRAINS: usize = 512;
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 
 /// The HTTP client of all deliveries.
@@ -36,13 +42,15 @@ pub(super) struct Sender {
     guard: Guard,
     clock: Clock,
     maker: Maker,
+    /// Places for bodies that are read in the background.
+    drains: Arc<Semaphore>,
 }
 
 impl Sender {
     /// Prepares the client of all destinations that have no TLS of their own.
     pub(super) fn new(guard: Guard, egress: &Egress, clock: Clock) -> Result<Self, rustls::Error> {
         let client = Client::new(&guard, ClientOptions::of(egress))?;
-        Ok(Self { client, guard, clock, maker: Maker::default() })
+        Ok(Self { client, guard, clock, maker: Maker::default(), drains: Arc::new(Semaphore::new(MOST_DRAINS)) })
     }
 
     /// Makes what a message sends that was stored at this time: the same for every attempt.
@@ -97,30 +105,44 @@ impl Sender {
         Means { client: &self.client, guard: &self.guard, clock: &self.clock, deadline }
     }
 
-    /// Sends the request and reads the answer.
+    /// Sends the request. The attempt is decided as soon as the status is there: the body is read only to be told,
+    /// and then for a moment, or elsewhere so that the connection can be used again.
     async fn exchange(&self, destination: &Destination, request: Request<Full<Bytes>>, deadline: Instant) -> Attempt {
         let client = destination.client().unwrap_or(&self.client);
-        let answer = match tokio::time::timeout_at(deadline, client.request(request)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(cause)) => return unanswered(cause).into(),
-            Err(_) => {
-                let detail = format!("no answer within {}", humantime::format_duration(destination.policy().timeout));
-                return Outcome::Failed { failure: Failure::Timeout, detail }.into();
-            }
+        let answer = match client.request(request, deadline.into_std()).await {
+            Ok(answer) => answer,
+            Err(cause) => return unanswered(cause, destination).into(),
         };
-        let (head, body) = answer.into_parts();
-        let outcome = outcome(head.status, &head.headers, self.clock.now());
-        // The status is the answer. The body is read only so that the connection can be used again, or to be told.
-        let response = match destination.endpoint().and_then(|endpoint| endpoint.capture.as_ref()) {
-            Some(capture) => Some(capture.keep(head.status, &head.headers, capture::read(body, deadline).await)),
-            None => {
-                if let Ok(Err(error)) = tokio::time::timeout_at(deadline, drain(body)).await {
-                    tracing::debug!("An answer broke off after its status: {error}");
-                }
+        let Answer { status, headers, body } = answer;
+        let outcome = outcome(status, &headers, destination.policy().max_retry_after, self.clock.now());
+        let response = match (destination.endpoint().and_then(|endpoint| endpoint.capture.as_ref()), body) {
+            (Some(capture), Some(body)) => {
+                let read = capture::read(body, deadline.min(Instant::now() + BODY_WITHIN)).await;
+                Some(capture.keep(status, &headers, read))
+            }
+            (Some(capture), None) => Some(capture.keep(status, &headers, Read::broken())),
+            (None, Some(body)) => {
+                self.drain(body);
                 None
             }
+            (None, None) => None,
         };
         Attempt { outcome, response }
+    }
+
+    /// Reads an answer's body in the background, for a moment and up to a bound, so that its connection can be used
+    /// again. What is longer or slower, and what there are too many of, is left, and its connection with it.
+    fn drain(&self, body: Incoming) {
+        if body.is_end_stream() {
+            return;
+        }
+        let Ok(place) = self.drains.clone().try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(BODY_WITHIN, drain(body)).await {
+                tracing::debug!("An answer broke off after its status: {error}");
+            }
+            drop(place);
+        });
     }
 }
 
@@ -204,13 +226,16 @@ async fn drain(mut body: Incoming) -> Result<(), hyper::Error> {
     Ok(())
 }
 
-fn outcome(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Outcome {
+/// What the status and `Retry-After` say; no wait is longer than `most`.
+fn outcome(status: StatusCode, headers: &HeaderMap, most: Duration, now: SystemTime) -> Outcome {
     let retry_after = || headers.get(RETRY_AFTER)?.to_str().ok().and_then(|value| parse_retry_after(value, now));
     match status {
         status if status.is_success() => Outcome::Accepted { status: status.as_u16() },
         StatusCode::GONE => Outcome::Gone,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => match retry_after() {
-            Some(retry_after) => Outcome::Busy { status: status.as_u16(), retry_after },
+            Some(asked) => {
+                Outcome::Busy { status: status.as_u16(), retry_after: asked.min(most), is_cut: asked > most }
+            }
             None => Outcome::Refused { status: status.as_u16() },
         },
         status => Outcome::Refused { status: status.as_u16() },
@@ -218,9 +243,17 @@ fn outcome(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Outcome 
 }
 
 /// What it means that there was no answer at all.
-fn unanswered(cause: Cause) -> Outcome {
+fn unanswered(cause: Cause, destination: &Destination) -> Outcome {
     let (failure, detail) = match cause {
+        // The URL itself was checked before. What its host's name resolves to may be wrong for a moment, and the
+        // operator wants an endpoint reached; who names a callback gets no second look at the inside.
+        Cause::Blocked(blocked) if destination.endpoint().is_some() => (Failure::Forbidden, blocked.to_string()),
         Cause::Blocked(blocked) => return Outcome::Forbidden { detail: blocked.to_string() },
+        Cause::NoDescriptor(detail) => return Outcome::NotNow { detail },
+        Cause::NoAnswer => {
+            let within = humantime::format_duration(destination.policy().timeout);
+            (Failure::Timeout, format!("no answer within {within}"))
+        }
         Cause::Dns(detail) => (Failure::Dns, detail),
         Cause::Timeout(detail) => (Failure::Timeout, detail),
         Cause::Connect(detail) => (Failure::Connect, detail),

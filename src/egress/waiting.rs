@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::holds::held_as;
 use super::link;
 use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
@@ -80,11 +81,14 @@ impl Worker {
         } else {
             self.schedule(job, job.attempt, Some(why), due).await;
             self.look_back(job, why == Why::Paused);
+            if why == Why::RetryAfter {
+                self.look_back_for_lift(job);
+            }
         }
         let labels = HeldLabels { destination: job.route.metric_name.clone(), why: why.as_str() };
         self.metrics.held.get_or_create(&labels).inc();
         // What passes in a moment is nobody's concern; what may last is told once.
-        if matches!(why, Why::Paused | Why::Breaker) && job.held != Some(why) {
+        if matches!(why, Why::Paused | Why::Breaker | Why::RetryAfter) && job.held != Some(why) {
             self.tell_held(job, why, due, now).await;
         }
         Some(due)
@@ -101,9 +105,18 @@ impl Worker {
         }
     }
 
+    /// The hold may have been lifted while the delivery was being put into RETRY.
+    fn look_back_for_lift(&self, job: &Job<'_>) {
+        let token = job.route.token.as_deref().unwrap_or_default();
+        if !self.gates.holds().is_held(&held_as(token, &job.message.agent), self.clock.now()) {
+            self.gates.release(token);
+        }
+    }
+
     async fn tell_held(&self, job: &Job<'_>, why: Why, due: SystemTime, now: SystemTime) {
         let detail = match why {
             Why::Paused => "the destination is paused; the delivery waits until it is resumed",
+            Why::RetryAfter => "the destination asked with Retry-After for no request before then; this was no attempt",
             _ => "the destination fails and is left alone for a while; this was no attempt",
         };
         let receipt = Receipt {

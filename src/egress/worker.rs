@@ -46,6 +46,8 @@ pub(super) struct Worker {
     pub(super) turns: Turns,
     /// Agents decide how often an update is put off.
     pub(super) said_put_off: Seldom,
+    /// Nothing helps at once where there is no file descriptor.
+    pub(super) said_no_descriptor: Seldom,
     /// How long the state of a task is kept that has ended.
     pub(super) task_retention: Duration,
     /// Whether it was looked for lines that nobody needs any more.
@@ -135,6 +137,7 @@ impl Worker {
             lines: Lines::default(),
             turns: Turns::default(),
             said_put_off: Seldom::default(),
+            said_no_descriptor: Seldom::default(),
             task_retention: config.tasks.retention,
             lines_looked_at: AtomicBool::new(false),
             gates: Gates::new(egress.concurrency, clock.clone()),
@@ -165,6 +168,10 @@ impl Worker {
     pub(super) fn hears(&self, key: &str, value: Option<&[u8]>) {
         let heard = match self.standings.hears(key, value) {
             Ok(false) => self.registry.hears(key, value),
+            heard => heard,
+        };
+        let heard = match heard {
+            Ok(false) => self.hears_hold(key, value),
             heard => heard,
         };
         match heard {

@@ -3,6 +3,9 @@
 //! It follows no redirect and asks the environment for no proxy; every name it resolves goes through the guard.
 //! Connecting has a deadline of its own, because it may go on after the request that asked for it has ended. A
 //! connection is used again only up to an age, because its name may point elsewhere by then.
+//!
+//! A kept connection may have been closed by the other side while the request was on its way. A request that met one,
+//! and no byte of an answer, goes out once more over a fresh connection, at once and within the same time.
 
 use std::error::Error;
 use std::future::Future;
@@ -10,23 +13,25 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::HeaderValue;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use tower_service::Service;
 
-use super::aged::{Aged, Ages};
+use super::aged::{Aged, Ages, Made};
+use super::connect::{Connector, is_out_of_descriptors};
 use super::guard::{Blocked, Guard};
+use super::head::MAX_HEAD;
 use super::resolve::{Guarded, ResolveError};
 use crate::config::{ClientTls, Egress};
 use crate::secret::{KeyError, Reload};
@@ -34,8 +39,10 @@ use crate::secret::{KeyError, Reload};
 /// What every request says of who sends it.
 pub(crate) const AGENT: HeaderValue = HeaderValue::from_static(concat!("hookbridge/", env!("CARGO_PKG_VERSION")));
 
-/// The most bytes of an answer that are read at once, and so the largest head that an answer may have.
-const READ_BUFFER: usize = 64 * 1024;
+/// The most headers of an answer that are all read.
+const MAX_HEADERS: usize = 256;
+/// How long the rest of a head is waited for when its status has arrived.
+const HEAD_WITHIN: Duration = Duration::from_secs(2);
 
 /// An HTTP client that connects to nothing that the guard refuses.
 ///
@@ -48,10 +55,25 @@ struct Shared {
     guard: Guard,
     options: ClientOptions,
     tls: Option<ClientTls>,
-    pool: ArcSwap<Pool>,
+    pools: ArcSwap<Pools>,
 }
 
-type Pool = legacy::Client<Checked<HttpsConnector<HttpConnector<Guarded>>>, Full<Bytes>>;
+type Pool = legacy::Client<Checked<HttpsConnector<Connector>>, Full<Bytes>>;
+
+struct Pools {
+    kept: Pool,
+    /// Makes a connection for each request, and keeps none.
+    fresh: Pool,
+}
+
+/// The answer to a request, as far as it could be read.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// None where the rest of the head could not be read: the connection is gone.
+    pub(crate) body: Option<Incoming>,
+}
 
 /// How a client treats its connections.
 #[derive(Clone, Copy, Debug)]
@@ -74,31 +96,91 @@ impl ClientOptions {
 impl Client {
     /// Prepares a client that believes the system's certificate authorities.
     pub(crate) fn new(guard: &Guard, options: ClientOptions) -> Result<Self, rustls::Error> {
-        let pool = ArcSwap::from_pointee(pool(guard, options, crate::tls::client()?));
-        Ok(Self(Arc::new(Shared { guard: guard.clone(), options, tls: None, pool })))
+        let pools = ArcSwap::from_pointee(Pools::new(guard, options, crate::tls::client()?));
+        Ok(Self(Arc::new(Shared { guard: guard.clone(), options, tls: None, pools })))
     }
 
     /// Prepares a client with authorities or a certificate of its own. It can read them [again](Reload).
     pub(crate) fn with_tls(guard: &Guard, options: ClientOptions, tls: &ClientTls) -> Result<Self, KeyError> {
-        let pool = ArcSwap::from_pointee(pool(guard, options, load(tls)?));
-        Ok(Self(Arc::new(Shared { guard: guard.clone(), options, tls: Some(tls.clone()), pool })))
+        let pools = ArcSwap::from_pointee(Pools::new(guard, options, load(tls)?));
+        Ok(Self(Arc::new(Shared { guard: guard.clone(), options, tls: Some(tls.clone()), pools })))
     }
 
-    /// Makes one request and waits for the head of its answer. How long that may take is the caller's to say.
-    pub(crate) async fn request(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Cause> {
-        let ages = Ages::up_to(self.0.options.max_age);
+    /// Makes one request and waits, until `deadline`, for the head of its answer. A status that has arrived by then
+    /// is the answer, whatever became of the rest of its head.
+    pub(crate) async fn request(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Result<Answer, Cause> {
+        let pools = self.0.pools.load_full();
+        let again = request.clone();
+        match self.once(&pools.kept, request, deadline).await {
+            Err(Lost { cause, was_dead: true }) => {
+                tracing::debug!("A kept connection was closed meanwhile ({cause:?}); the request goes out once more");
+                self.once(&pools.fresh, again, deadline).await
+            }
+            made => made,
+        }
+        .map_err(|lost| lost.cause)
+    }
+
+    async fn once(&self, pool: &Pool, mut request: Request<Full<Bytes>>, deadline: Instant) -> Result<Answer, Lost> {
+        let (ages, begun) = (Ages::up_to(self.0.options.max_age), Instant::now());
         let connection = capture_connection(&mut request);
-        let mut answered = self.0.pool.load().request(request);
+        let mut answered = pool.request(request);
         let mut chosen = connection.clone();
-        // An old connection is retired as soon as it is chosen: with its answer it may at once be another's.
         let answer = tokio::select! {
             biased;
-            answer = &mut answered => answer,
-            () = ages.retire_chosen(&mut chosen) => answered.await,
+            answer = &mut answered => Some(answer),
+            () = status_without_head(ages, &mut chosen) => None,
+            () = tokio::time::sleep_until(deadline.into()) => None,
         };
-        let answer = answer.map_err(|error| Cause::of(&error))?;
-        ages.retire(&connection);
-        Ok(answer)
+        match answer {
+            Some(Ok(answer)) => {
+                ages.retire(&connection);
+                let (head, body) = answer.into_parts();
+                Ok(Answer { status: head.status, headers: head.headers, body: Some(body) })
+            }
+            Some(Err(error)) => {
+                // Who never got a connection may be told of one that somebody else had.
+                let made = ages.retire(&connection).filter(|_| !error.is_connect());
+                match made.as_ref().and_then(Made::answer) {
+                    Some(answer) => Ok(answer.into()),
+                    None => {
+                        let was_dead = made.is_some_and(|made| made.was_dead(begun));
+                        Err(Lost { cause: Cause::of(&error), was_dead })
+                    }
+                }
+            }
+            None => match ages.retire(&connection).as_ref().and_then(Made::unfinished_answer) {
+                Some(answer) => Ok(answer.into()),
+                None => Err(Lost { cause: Cause::NoAnswer, was_dead: false }),
+            },
+        }
+    }
+}
+
+/// A request without an answer.
+struct Lost {
+    cause: Cause,
+    /// Its connection had been kept, and no byte of an answer came.
+    was_dead: bool,
+}
+
+impl From<(StatusCode, HeaderMap)> for Answer {
+    fn from((status, headers): (StatusCode, HeaderMap)) -> Self {
+        Self { status, headers, body: None }
+    }
+}
+
+/// Waits until a status has arrived whose head did not follow for a while. An old connection is retired as soon as it
+/// is chosen: with its answer it may at once be another's.
+async fn status_without_head(ages: Ages, chosen: &mut CaptureConnection) {
+    let Some(made) = ages.retire_chosen(chosen).await else { return std::future::pending().await };
+    loop {
+        // Also a head that came in two pieces, and that of the request before, is told of.
+        made.status_without_head().await;
+        tokio::time::sleep(HEAD_WITHIN).await;
+        if made.unfinished_answer().is_some() {
+            return;
+        }
     }
 }
 
@@ -106,7 +188,7 @@ impl Reload for Client {
     /// Connections made before are not used again: they stand on the certificates of then.
     fn reload(&self) -> Result<usize, KeyError> {
         let Some(tls) = &self.0.tls else { return Ok(0) };
-        self.0.pool.store(Arc::new(pool(&self.0.guard, self.0.options, load(tls)?)));
+        self.0.pools.store(Arc::new(Pools::new(&self.0.guard, self.0.options, load(tls)?)));
         Ok(1)
     }
 }
@@ -115,19 +197,27 @@ fn load(tls: &ClientTls) -> Result<ClientConfig, KeyError> {
     tls.load().map_err(|error| KeyError::Certificate(error.to_string()))
 }
 
-fn pool(guard: &Guard, options: ClientOptions, tls: ClientConfig) -> Pool {
-    let mut http = HttpConnector::new_with_resolver(Guarded(guard.clone()));
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    http.set_connect_timeout(Some(options.timeout));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Ages::up_to(options.max_age).idle)
-        .pool_max_idle_per_host(options.kept)
-        .http1_max_buf_size(READ_BUFFER)
-        .build(Checked { connector, guard: guard.clone(), timeout: options.timeout })
+impl Pools {
+    fn new(guard: &Guard, options: ClientOptions, tls: ClientConfig) -> Self {
+        let http = Connector(Guarded(guard.clone()));
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+        let connector = Checked { connector, guard: guard.clone(), timeout: options.timeout };
+        let pool = |kept| {
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(Ages::up_to(options.max_age).idle)
+                .pool_max_idle_per_host(kept)
+                .http1_max_buf_size(MAX_HEAD)
+                .http1_max_headers(MAX_HEADERS)
+                // The status is the answer; oddities of what follows it are not held against it.
+                .http1_allow_spaces_after_header_name_in_responses(true)
+                .http1_allow_obsolete_multiline_headers_in_responses(true)
+                .http1_ignore_invalid_headers_in_responses(true)
+                .build(connector.clone())
+        };
+        Self { kept: pool(options.kept), fresh: pool(0) }
+    }
 }
 
 /// Why a request got no answer.
@@ -139,6 +229,10 @@ pub(crate) enum Cause {
     Dns(String),
     /// Connecting took too long, TLS included.
     Timeout(String),
+    /// There was no status by the deadline.
+    NoAnswer,
+    /// This process, or this machine, has no file descriptor left for a connection.
+    NoDescriptor(String),
     /// No connection was made.
     Connect(String),
     /// The TLS handshake failed.
@@ -160,7 +254,11 @@ impl Cause {
             match current.downcast_ref::<ResolveError>() {
                 Some(ResolveError::Blocked(blocked)) => return Self::Blocked(blocked.clone()),
                 Some(dns @ ResolveError::Dns(_)) => return Self::Dns(dns.to_string()),
+                Some(ResolveError::NoDescriptor(error)) => return Self::NoDescriptor(error.to_string()),
                 None => {}
+            }
+            if let Some(error) = current.downcast_ref::<std::io::Error>().filter(|error| is_out_of_descriptors(error)) {
+                return Self::NoDescriptor(error.to_string());
             }
             if let Some(tls) = tls_error(current) {
                 return Self::Tls(tls.to_string());
@@ -229,6 +327,10 @@ mod tests {
         ClientOptions::of(&Egress::default())
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
     fn get(url: &url::Url) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = url.as_str().parse().unwrap();
@@ -244,11 +346,11 @@ mod tests {
         mapped.set_host(Some("[::ffff:127.0.0.1]")).unwrap();
 
         for url in [server.url("/"), mapped] {
-            let refused = client.request(get(&url)).await.unwrap_err();
+            let refused = client.request(get(&url), soon()).await.unwrap_err();
             assert!(matches!(refused, Cause::Blocked(Blocked::Address(..))), "{url}: {refused:?}");
         }
 
         assert_eq!(server.requests(), 0);
-        assert!(Client::new(&guard(), options()).unwrap().request(get(&server.url("/"))).await.is_ok());
+        assert!(Client::new(&guard(), options()).unwrap().request(get(&server.url("/")), soon()).await.is_ok());
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::USER_AGENT;
@@ -110,11 +110,13 @@ impl Fetcher {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = target;
         request.headers_mut().insert(USER_AGENT, AGENT);
-        let answer = self.client.request(request).await.map_err(|cause| unanswered(url, cause))?;
-        if !answer.status().is_success() {
-            return Err(FetchError::Status { url: name(url), status: answer.status().as_u16() });
+        let deadline = Instant::now() + self.timeout;
+        let answer = self.client.request(request, deadline).await.map_err(|cause| unanswered(url, cause))?;
+        if !answer.status.is_success() {
+            return Err(FetchError::Status { url: name(url), status: answer.status.as_u16() });
         }
-        whole(url, answer.into_body()).await
+        let no_body = || unanswered(url, Cause::Protocol("the head of the answer cannot be read".to_owned()));
+        whole(url, answer.body.ok_or_else(no_body)?).await
     }
 }
 
@@ -134,7 +136,9 @@ fn unanswered(url: &Url, cause: Cause) -> FetchError {
         | Cause::Timeout(detail)
         | Cause::Connect(detail)
         | Cause::Tls(detail)
+        | Cause::NoDescriptor(detail)
         | Cause::Protocol(detail) => FetchError::Unreachable { url, detail },
+        Cause::NoAnswer => FetchError::Unreachable { url, detail: "there was no answer in time".to_owned() },
     }
 }
 
@@ -228,6 +232,32 @@ mod tests {
         let name = public_url(&url);
         assert_eq!(missing, format!("{name} answered 404"));
         assert!(closed.starts_with(&format!("{name} gave no whole answer: ")) && !closed.contains("t0ken"), "{closed}");
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_was_closed_meanwhile_costs_no_document() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let serving = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    // The first request is answered, the second is read and never answered.
+                    let mut bytes = [0; 4096];
+                    if stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {
+                        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await);
+                        drop(stream.read(&mut bytes).await);
+                    }
+                });
+            }
+        });
+        let fetcher = fetcher();
+
+        for _ in 0..5 {
+            assert_eq!(fetcher.get(&url).await, Ok(Bytes::from_static(b"ok")));
+        }
+        serving.abort();
     }
 
     #[tokio::test]

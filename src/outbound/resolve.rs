@@ -20,6 +20,7 @@ use hyper_util::client::legacy::connect::dns::Name;
 use tower_service::Service;
 use url::{Host, Url};
 
+use super::connect::no_descriptor_left;
 use super::guard::{Blocked, Guard};
 use crate::config::NameServer;
 
@@ -49,6 +50,8 @@ pub(super) enum ResolveError {
     Blocked(Blocked),
     /// There is no answer.
     Dns(String),
+    /// There is no file descriptor to ask with.
+    NoDescriptor(std::io::Error),
 }
 
 impl Names {
@@ -130,7 +133,7 @@ impl Service<Name> for Guarded {
         Box::pin(async move {
             let host = name.as_str();
             guard.check_host(host).map_err(ResolveError::Blocked)?;
-            let addresses = guard.names().look_up(host).await.map_err(ResolveError::Dns)?;
+            let addresses = guard.names().look_up(host).await.map_err(ResolveError::unanswered)?;
             guard.check_answer(host, &addresses).map_err(ResolveError::Blocked)?;
             let addresses: Vec<_> =
                 addresses.into_iter().take(MAX_ADDRESSES).map(|address| SocketAddr::new(address, 0)).collect();
@@ -139,11 +142,18 @@ impl Service<Name> for Guarded {
     }
 }
 
+impl ResolveError {
+    fn unanswered(error: String) -> Self {
+        no_descriptor_left().map_or(Self::Dns(error), Self::NoDescriptor)
+    }
+}
+
 impl fmt::Display for ResolveError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blocked(blocked) => blocked.fmt(formatter),
             Self::Dns(error) => write!(formatter, "the host cannot be resolved: {error}"),
+            Self::NoDescriptor(error) => error.fmt(formatter),
         }
     }
 }

@@ -26,6 +26,8 @@ async fn the_answer_is_in_every_receipt_of_an_attempt_that_had_one() {
     let json = "content-type: application/json\r\nset-cookie: s3cret\r\nx-request-id: r-1\r\nx-other: no\r\n";
     let receiver = Receiver::scripted([
         Reply::Raw(answer("500 Broken", "content-type: text/plain\r\n", "é")),
+        // The kept connection, and the fresh one over which the request goes out once more.
+        Reply::Close,
         Reply::Close,
         Reply::Raw(answer("200 OK", json, "{\"id\":42}")),
         Reply::Raw(answer("410 Gone", "", "bye")),

@@ -85,15 +85,18 @@ async fn any_2xx_is_delivered_and_nothing_else() {
 #[tokio::test]
 async fn a_failure_is_retried_by_the_schedule_with_the_same_id_and_a_new_signature() {
     let nats = Nats::start().await;
-    let mut receiver = Receiver::scripted([Reply::Status(500), Reply::Close]).await;
+    // A kept connection that closes is followed by a fresh one within the same attempt.
+    let mut receiver = Receiver::scripted([Reply::Status(500), Reply::Close, Reply::Close]).await;
     let text = format!("{}\n[egress]\nretry = [\"1200ms\", \"300ms\"]", crm(&receiver));
     let _hookbridge = Hookbridge::start(&nats, &text).await;
 
     nats.publish("outbox.a", &TO_CRM, "body").await;
 
-    let (first, second, third) = (receiver.next().await, receiver.next().await, receiver.next().await);
+    let (first, second) = (receiver.next().await, receiver.next().await);
+    let (again, third) = (receiver.next().await, receiver.next().await);
     assert!(second.at - first.at >= Duration::from_millis(1080), "{:?}", second.at - first.at);
-    for attempt in [&first, &second, &third] {
+    assert_eq!(second.headers, again.headers);
+    for attempt in [&first, &second, &again, &third] {
         assert_eq!((attempt.header("webhook-id"), &attempt.body[..]), ("m-1", &b"body"[..]));
         let signature = sign::v1(b"key bytes", "m-1", attempt.header("webhook-timestamp"), b"body");
         assert!(attempt.header("webhook-signature").starts_with(&signature));
@@ -302,7 +305,8 @@ async fn a_signature_form_of_the_operators_own_is_a_table() {
 #[tokio::test]
 async fn every_row_of_the_outcome_table_is_counted() {
     let nats = Nats::start().await;
-    let script = [Reply::Status(204), Reply::Status(500), Reply::Close, Reply::With(429, "retry-after: 1")];
+    let script =
+        [Reply::Status(204), Reply::Status(500), Reply::Close, Reply::Close, Reply::With(429, "retry-after: 1")];
     let receiver = Receiver::scripted(script).await;
     let text = format!(
         "{}[callbacks]\nallow = [\"*\"]\nsecrets = [\"plain:s\"]\n[egress]\nretry = [\"100ms\", \"100ms\", \"100ms\"]",

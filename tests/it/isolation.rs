@@ -100,3 +100,20 @@ async fn another_courier_leaves_alone_what_one_has_found_to_fail() {
     assert_eq!(receipt["reason"], "breaker");
     assert_eq!(receiver.unread(), 0);
 }
+
+#[tokio::test]
+async fn no_header_of_an_agent_takes_more_room_than_its_message_has() {
+    let (nats, hanging, healthy) = (Nats::start().await, Receiver::start().await, Receiver::start().await);
+    hanging.otherwise(Reply::Hang);
+    let egress = "[egress]\ntimeout = \"10m\"\n";
+    let config = format!("{egress}{}{}", endpoint("hanging", &hanging, ""), endpoint("healthy", &healthy, ""));
+    let _hookbridge = Hookbridge::start(&nats, &config).await;
+
+    for bytes in ["4294967295", "18446744073709551615", "33554432"] {
+        let headers = [("Hookbridge-Endpoint", "hanging"), ("Hookbridge-Body-Bytes", bytes)];
+        nats.publish("outbox.evil", &headers, "x").await;
+    }
+    publish(&nats, "healthy", 20).await;
+
+    delivered(&nats, "healthy", 20).await;
+}

@@ -7,6 +7,7 @@
 mod harness;
 
 mod a2a;
+mod addresses_of_a_host;
 mod answers;
 mod architecture;
 mod authorization;
@@ -39,6 +40,7 @@ mod keys_at_addresses;
 mod kills;
 mod leaving;
 mod limits;
+mod odd_answers;
 mod ordered;
 mod outages;
 mod outbox;
@@ -49,6 +51,8 @@ mod readiness;
 mod refused_addresses;
 mod repair;
 mod replay;
+mod retry_after;
+mod reused_connections;
 mod several_couriers;
 mod several_sweeps;
 mod shutdown;

@@ -7,7 +7,7 @@
 //! No message repeats what the server says but for the error codes of RFC 6749: it may repeat the client's secret.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -57,7 +57,7 @@ struct State {
     token: Option<Token>,
     /// The fetch that is under way.
     fetch: Option<watch::Receiver<Option<Fetched>>>,
-    failure: Option<(String, SystemTime)>,
+    failure: Option<(NoToken, SystemTime)>,
     /// When a refused token was last forgotten.
     forgotten: Option<SystemTime>,
 }
@@ -69,8 +69,23 @@ struct Token {
     used_until: SystemTime,
 }
 
-/// What became of a fetch; an error is a sentence for the receipt.
-type Fetched = Result<HeaderValue, String>;
+/// What became of a fetch.
+type Fetched = Result<HeaderValue, NoToken>;
+
+/// Why there is no token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NoToken {
+    /// A sentence for the receipt.
+    pub(super) detail: String,
+    /// The server was not asked, because there was no file descriptor for a connection.
+    pub(super) no_descriptor: bool,
+}
+
+impl<T: Into<String>> From<T> for NoToken {
+    fn from(detail: T) -> Self {
+        Self { detail: detail.into(), no_descriptor: false }
+    }
+}
 
 impl Tokens {
     pub(super) fn new(client: &ClientCredentials) -> Result<Self, KeyError> {
@@ -103,9 +118,9 @@ impl Tokens {
         };
         let fetched = tokio::time::timeout_at(means.deadline, fetch.wait_for(Option::is_some)).await;
         match fetched {
-            Ok(Ok(fetched)) => fetched.clone().unwrap_or_else(|| Err(self.0.says("was not asked to the end"))),
-            Ok(Err(_)) => Err(self.0.says("was not asked to the end")),
-            Err(_) => Err(self.0.says("gave no token within the time of the attempt")),
+            Ok(Ok(fetched)) => fetched.clone().unwrap_or_else(|| Err(self.0.says("was not asked to the end").into())),
+            Ok(Err(_)) => Err(self.0.says("was not asked to the end").into()),
+            Err(_) => Err(self.0.says("gave no token within the time of the attempt").into()),
         }
     }
 
@@ -165,10 +180,10 @@ impl Shared {
     ) {
         let begun = clock.now();
         let fetched = match tokio::time::timeout(FETCH_WITHIN, self.fetch(&client, &guard)).await {
-            Ok(fetched) => fetched.and_then(|(status, body)| read(status, &body, begun)),
-            Err(_) => Err(format!("gave no answer within {}", humantime::format_duration(FETCH_WITHIN))),
+            Ok(fetched) => fetched.and_then(|(status, body)| Ok(read(status, &body, begun)?)),
+            Err(_) => Err(format!("gave no answer within {}", humantime::format_duration(FETCH_WITHIN)).into()),
         };
-        let fetched = fetched.map_err(|what| self.says(&what));
+        let fetched = fetched.map_err(|none| NoToken { detail: self.says(&none.detail), ..none });
         let mut state = self.state();
         state.fetch = None;
         match &fetched {
@@ -179,12 +194,15 @@ impl Shared {
         tell.send_replace(Some(fetched.map(|token| token.header)));
     }
 
-    async fn fetch(&self, client: &Client, guard: &Guard) -> Result<(StatusCode, Bytes), String> {
+    async fn fetch(&self, client: &Client, guard: &Guard) -> Result<(StatusCode, Bytes), NoToken> {
         guard.check_url(&self.url).map_err(|blocked| format!("may not be reached: {blocked}"))?;
         let request = self.request().ok_or("has a URL or credentials that a request cannot carry")?;
-        let answer = client.request(request).await.map_err(unanswered)?;
-        let (head, body) = answer.into_parts();
-        Ok((head.status, whole(body).await?))
+        let answer = client.request(request, Instant::now() + FETCH_WITHIN).await.map_err(unanswered)?;
+        match answer.body {
+            Some(body) => Ok((answer.status, whole(body).await?)),
+            None if answer.status.is_success() => Err("gave an answer whose head cannot be read".into()),
+            None => Ok((answer.status, Bytes::new())),
+        }
     }
 
     /// The token request (RFC 6749, sections 2.3.1 and 4.4.2).
@@ -215,17 +233,20 @@ impl Shared {
     }
 }
 
-fn unanswered(cause: Cause) -> String {
-    match cause {
+fn unanswered(cause: Cause) -> NoToken {
+    let detail = match cause {
         Cause::Blocked(blocked) => format!("may not be reached: {blocked}"),
         Cause::Dns(detail)
         | Cause::Timeout(detail)
         | Cause::Connect(detail)
         | Cause::Tls(detail)
-        | Cause::Protocol(detail) => {
-            format!("gave no answer: {detail}")
+        | Cause::Protocol(detail) => format!("gave no answer: {detail}"),
+        Cause::NoAnswer => "gave no answer in time".to_owned(),
+        Cause::NoDescriptor(detail) => {
+            return NoToken { detail: format!("was not asked: {detail}"), no_descriptor: true };
         }
-    }
+    };
+    detail.into()
 }
 
 async fn whole(body: Incoming) -> Result<Bytes, String> {
@@ -377,10 +398,10 @@ mod tests {
     #[test]
     fn a_token_in_hand_wins_over_a_failure_and_both_end() {
         let token = Token { header: HeaderValue::from_static("Bearer t"), used_until: NOW + Duration::from_secs(9) };
-        let failure = Some(("no".to_owned(), NOW + Duration::from_secs(20)));
+        let failure = Some(("no".into(), NOW + Duration::from_secs(20)));
         let state = State { token: Some(token), failure, ..State::default() };
         assert_eq!(state.known(NOW), Some(Ok(HeaderValue::from_static("Bearer t"))));
-        assert_eq!(state.known(NOW + Duration::from_secs(9)), Some(Err("no".to_owned())));
+        assert_eq!(state.known(NOW + Duration::from_secs(9)), Some(Err("no".into())));
         assert_eq!(state.known(NOW + Duration::from_secs(20)), None);
     }
 

@@ -115,7 +115,8 @@ pub(crate) fn certificate(path: &Path) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(path).unwrap()
 }
 
-fn acceptor(identity: &Identity, clients: Option<&Authority>) -> TlsAcceptor {
+/// What takes connections with a certificate; with an authority, it demands one of the client that it signed.
+pub(crate) fn acceptor(identity: &Identity, clients: Option<&Authority>) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().unwrap();
