@@ -3,19 +3,16 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, ErrorCode};
 use data_encoding::BASE64;
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::provision::COURIER;
 use super::{Broker, Names, PublishError, ReadError, Schedule, Stored, StoredMessage, Visitor};
 use crate::config::StreamKind;
 use crate::event::Headers;
-
-/// The most durables of OUTBOX that are asked for: the courier's, and one for each ordered endpoint.
-const MOST_DURABLES: usize = 10_000;
 
 /// Up to where each durable of OUTBOX has everything acked.
 #[derive(Clone, Debug, Default)]
@@ -79,14 +76,24 @@ impl Visitor {
         self.ask(kind, &self.names.stream(kind), &ask).await
     }
 
-    /// Up to where the durables of OUTBOX have everything acked.
-    pub(crate) async fn floors(&self) -> Result<Floors, ReadError> {
+    /// Up to where a durable of OUTBOX has everything acked, by its leader's word; none where there is no such durable.
+    async fn floor(&self, durable: &str) -> Result<Option<u64>, ReadError> {
         let stream = self.handle(StreamKind::Outbox, self.names.stream(StreamKind::Outbox)).await?;
-        let mut consumers = stream.consumers().take(MOST_DURABLES);
+        match stream.consumer_info(durable).await {
+            Ok(info) => Ok(Some(info.ack_floor.stream_sequence)),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ReadError::new(StreamKind::Outbox, error)),
+        }
+    }
+
+    /// The same of the couriers' own durable, and of these, if they are there. Each is asked for by its name: a list
+    /// leaves out what does not answer in time.
+    pub(crate) async fn floors(&self, durables: impl IntoIterator<Item = String>) -> Result<Floors, ReadError> {
         let mut floors = HashMap::new();
-        while let Some(info) = consumers.next().await {
-            let info = info.map_err(|error| ReadError::new(StreamKind::Outbox, error))?;
-            floors.insert(info.name, info.ack_floor.stream_sequence);
+        for durable in durables.into_iter().chain([COURIER.to_owned()]) {
+            if let Some(floor) = self.floor(&durable).await? {
+                floors.insert(durable, floor);
+            }
         }
         Ok(Floors(floors))
     }

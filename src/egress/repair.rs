@@ -7,7 +7,7 @@
 //! whatever moves a delivery on writes the next of these down before it takes away the one before. And what several
 //! couriers and the command line find at the same time has one id, by which RETRY stores it once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
@@ -163,13 +163,14 @@ impl Repair<'_> {
     pub(crate) async fn deliveries(&self, from: u64) -> anyhow::Result<Page> {
         let receipts = self.visitor.page_from(StreamKind::Receipts, RETRYING, from, PAGE).await?;
         let next = (receipts.len() == PAGE).then(|| receipts.last().map_or(from, |last| last.sequence) + 1);
-        // Before RETRY is asked: what is acked here was written down there first.
-        let floors = self.visitor.floors().await?;
         // Of each delivery only the last receipt counts.
         let mut waiting = HashMap::new();
         for found in receipts.iter().filter_map(Waiting::read).filter(|waiting| self.is_due(waiting)) {
             waiting.insert((found.agent.clone(), found.delivery_id.clone(), found.about.sequence), found);
         }
+        // Before RETRY is asked: what is acked here was written down there first.
+        let lines: HashSet<String> = waiting.values().filter_map(|waiting| waiting.token()?.1).collect();
+        let floors = self.visitor.floors(lines).await?;
         let waiting: Vec<Waiting> = waiting.into_values().collect();
         let mut repaired = Vec::new();
         for chunk in waiting.chunks(AT_ONCE) {

@@ -156,7 +156,7 @@ impl Worker {
     async fn repair_untold(&self, visitor: &Visitor, overdue: Duration, from: u64) -> anyhow::Result<Page> {
         let messages = visitor.page_from(StreamKind::Outbox, "outbox.>", from, MESSAGES).await?;
         let next = (messages.len() == MESSAGES).then(|| messages.last().map_or(from, |last| last.sequence) + 1);
-        let (floors, now) = (visitor.floors().await?, self.clock.now());
+        let (floors, now) = (visitor.floors([]).await?, self.clock.now());
         // What the receipts no longer tell of may have been delivered.
         let told_since = visitor.complete_since(StreamKind::Receipts).await?.unwrap_or(now).max(self.started);
         let mut repaired = Vec::new();
