@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Broker, Counts, Links};
+use crate::broker::{Broker, ClusterNotes, Counts, Links};
 use crate::secret::{KeyRing, Secret};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{AssetLabels, PullLabels, StreamLabels};
@@ -20,6 +20,7 @@ use crate::telemetry::metrics::{AssetLabels, PullLabels, StreamLabels};
 /// What the pages read.
 struct Admin {
     links: Links,
+    notes: ClusterNotes,
     metrics: Metrics,
     token: Option<Arc<KeyRing<Secret>>>,
     steps: Steps,
@@ -54,18 +55,25 @@ impl Admin {
 
 /// `/livez`: the process runs. `/readyz`: NATS stores what the roles need, and the process takes work. `/metrics`: for
 /// Prometheus.
-pub(crate) fn router(links: Links, metrics: Metrics, token: Option<Arc<KeyRing<Secret>>>, steps: Steps) -> Router {
+pub(crate) fn router(
+    links: Links,
+    notes: ClusterNotes,
+    metrics: Metrics,
+    token: Option<Arc<KeyRing<Secret>>>,
+    steps: Steps,
+) -> Router {
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
-        .with_state(Arc::new(Admin { links, metrics, token, steps }))
+        .with_state(Arc::new(Admin { links, notes, metrics, token, steps }))
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let notes: String = admin.notes.lines().iter().map(|line| format!("note: {line}\n")).collect();
     match admin.not_ready() {
-        None => (StatusCode::OK, "ready\n").into_response(),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+        None => (StatusCode::OK, format!("ready\n{notes}")).into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n{notes}")).into_response(),
     }
 }
 

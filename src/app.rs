@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::broker::{Broker, Burial, Links, Need, Plan, Problem, Role};
+use crate::broker::{Broker, Burial, ClusterNotes, Links, Need, Plan, Problem, Role};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::egress::{Courier, Registry, UnreadableRecorder};
@@ -17,7 +17,7 @@ use crate::lifecycle::Lifecycle;
 use crate::listener::{self, Listener, Observer};
 use crate::secret::{KeyError, KeyRing, Reload, Secret, SecretRef};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{ReasonLabels, RequestLabels};
+use crate::telemetry::metrics::{LeaderLabels, ReasonLabels, RequestLabels};
 use crate::{admin, descriptors, ingress};
 
 /// Connections that the admin listener serves at once.
@@ -114,7 +114,12 @@ impl App {
             app.start_courier(config, &options, plan, &metrics)?;
         }
         tracing::info!(server.address = %admin_address, "Admin listens on http://{admin_address}");
-        let admin_pages = admin::router(app.links.clone(), metrics, token, app.steps());
+        let (notes, leaderless) = (ClusterNotes::default(), metrics.streams_without_leader.clone());
+        let count = move |stream: &str, lost: bool| {
+            leaderless.get_or_create(&LeaderLabels { stream: stream.to_owned() }).set(lost.into());
+        };
+        app.beside.spawn(notes.clone().watch(app.links.clone(), count, app.last.clone()));
+        let admin_pages = admin::router(app.links.clone(), notes, metrics, token, app.steps());
         app.beside.spawn(admin.run(admin_pages, app.last.clone()));
         Ok(app)
     }

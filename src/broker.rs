@@ -5,6 +5,7 @@
 
 mod batch;
 mod bucket;
+mod cluster;
 mod connect;
 mod consume;
 mod counts;
@@ -30,6 +31,7 @@ mod unreadable;
 mod visit;
 
 pub(crate) use batch::{BATCH_HEADERS, BatchError};
+pub(crate) use cluster::{ClusterNotes, affected_note, can_lose_streams, leaderless_note};
 pub(crate) use connect::Broker;
 pub(crate) use consume::{BODY_BYTES, Consumer, Received, Slot};
 pub(crate) use counts::Counts;

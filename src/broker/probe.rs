@@ -216,7 +216,7 @@ impl Broker {
         }
     }
 
-    fn is_clustered(&self) -> bool {
+    pub(super) fn is_clustered(&self) -> bool {
         self.client.try_server_info().is_some_and(|info| info.cluster.is_some())
     }
 

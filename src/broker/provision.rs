@@ -79,21 +79,22 @@ pub(crate) enum Problem {
     NoAnswer(String),
 }
 
-/// How something that exists differs from what is configured.
+/// How things that exist differ from what is configured: what each is, and its differences.
 #[derive(Debug)]
-pub(crate) struct Differences {
-    what: String,
-    details: Vec<String>,
+pub(crate) struct Differences(Vec<(String, Vec<String>)>);
+
+impl Differences {
+    fn of(what: String, details: Vec<String>) -> Self {
+        Self(vec![(what, details)])
+    }
 }
 
 impl fmt::Display for Differences {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{} exists and differs: {}; change the configuration, or start once with --update-streams",
-            self.what,
-            self.details.join("; ")
-        )
+        for (what, details) in &self.0 {
+            write!(formatter, "{what} exists and differs: {}; ", details.join("; "))?;
+        }
+        formatter.write_str("change the configuration, or start once with --update-streams")
     }
 }
 
@@ -227,7 +228,7 @@ pub(super) async fn apply(
     compare(jetstream, plan, Some(made)).await
 }
 
-/// What differs and breaks no promise, or is missing; the error is the first thing that breaks one. Changes nothing.
+/// What differs and breaks no promise, or is missing; the error is all that breaks one. Changes nothing.
 pub(crate) async fn differences(jetstream: &jetstream::Context, plan: &Plan) -> Result<Vec<String>, Problem> {
     compare(jetstream, plan, None).await
 }
@@ -235,19 +236,31 @@ pub(crate) async fn differences(jetstream: &jetstream::Context, plan: &Plan) -> 
 /// Called for what was made.
 type OnMade<'a> = Option<&'a (dyn Fn(Made<'_>) + Sync)>;
 
-/// With `create`, what is missing is made; without, it is reported as missing.
+/// With `create`, what is missing is made, up to the first error; without, everything is looked at, and what is missing
+/// is reported as missing.
 async fn compare(jetstream: &jetstream::Context, plan: &Plan, create: OnMade<'_>) -> Result<Vec<String>, Problem> {
-    let mut mild = Vec::new();
+    let (mut mild, mut grave) = (Vec::new(), Vec::new());
+    let mut take = |found: Result<Option<String>, Problem>| match found {
+        Ok(difference) => {
+            mild.extend(difference);
+            Ok(())
+        }
+        Err(Problem::Differs(Differences(found))) if create.is_none() => {
+            grave.extend(found);
+            Ok(())
+        }
+        Err(problem) => Err(problem),
+    };
     for (kind, limits) in &plan.streams {
-        mild.extend(stream(jetstream, plan, plan.stream_config(*kind, limits), *kind, create).await?);
+        take(stream(jetstream, plan, plan.stream_config(*kind, limits), *kind, create).await)?;
     }
     for bucket in plan.buckets() {
-        mild.extend(self::bucket(jetstream, bucket, create).await?);
+        take(self::bucket(jetstream, plan, bucket, create).await)?;
     }
     for durable in &plan.durables {
-        mild.extend(self::durable(jetstream, plan, durable, create).await?);
+        take(self::durable(jetstream, plan, durable, create).await)?;
     }
-    Ok(mild)
+    if grave.is_empty() { Ok(mild) } else { Err(Problem::Differs(Differences(grave))) }
 }
 
 async fn stream(
@@ -297,7 +310,7 @@ async fn stream(
         return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(what, &error));
     }
     if !grave.is_empty() {
-        return Err(Problem::Differs(Differences { what, details: grave }));
+        return Err(Problem::Differs(Differences::of(what, grave)));
     }
     if wanted.allow_atomic_publish && !found.allow_atomic_publish {
         if create.is_none() {
@@ -376,6 +389,7 @@ fn show_span(nanos: u128) -> String {
 
 async fn bucket(
     jetstream: &jetstream::Context,
+    plan: &Plan,
     wanted: kv::Config,
     create: OnMade<'_>,
 ) -> Result<Option<String>, Problem> {
@@ -390,6 +404,23 @@ async fn bucket(
             if found.storage != StorageType::File {
                 details.push("its storage is not File".to_owned());
             }
+            let replicas = replicas_differ(found.num_replicas, wanted.num_replicas);
+            if let Some(replicas) = &replicas
+                && plan.update
+                && create.is_some()
+                && details.is_empty()
+            {
+                tracing::info!("Updating {what}: {replicas}");
+                let updated = StreamConfig {
+                    num_replicas: wanted.num_replicas,
+                    allow_message_ttl: found.allow_message_ttl || wanted.limit_markers.is_some(),
+                    subject_delete_marker_ttl: wanted.limit_markers.or(found.subject_delete_marker_ttl),
+                    ..found.clone()
+                };
+                return jetstream.update_stream(&updated).await.map(|_| None).map_err(|error| refused(what, &error));
+            }
+            let keeps_more = found.num_replicas > wanted.num_replicas;
+            details.extend(replicas.clone().filter(|_| !keeps_more));
             if wanted.limit_markers.is_some() && !found.allow_message_ttl {
                 // Nobody but Hookbridge has a use for this bucket, and it keeps all that it has.
                 if create.is_some() && details.is_empty() {
@@ -408,7 +439,10 @@ async fn bucket(
                 let why = "allows no TTL for single values yet, which the next start changes";
                 return Ok(Some(format!("{what} {why}")));
             }
-            if details.is_empty() { Ok(None) } else { Err(Problem::Differs(Differences { what, details })) }
+            if !details.is_empty() {
+                return Err(Problem::Differs(Differences::of(what, details)));
+            }
+            Ok(replicas.map(|replicas| format!("{what} keeps more than configured: {replicas}")))
         }
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -422,6 +456,10 @@ async fn bucket(
             _ => Err(Problem::NoAnswer(error.to_string())),
         },
     }
+}
+
+fn replicas_differ(found: usize, wanted: usize) -> Option<String> {
+    (found != wanted).then(|| format!("replicas is {found}, not {wanted}"))
 }
 
 async fn durable(
@@ -472,15 +510,21 @@ async fn durable(
     if found.ack_wait < ACK_WAIT && durable.name == COURIER {
         details.push(format!("its ack_wait is {:?}, not {ACK_WAIT:?}", found.ack_wait));
     }
+    // 0: as many as its stream has, which is what durables are made with. A number of its own stays when the stream
+    // grows, and then the durable is gone with one server although its messages are not.
+    let own = Some(found.num_replicas).filter(|own| *own > 0 && *own != plan.replicas);
+    let replicas = own.and_then(|own| replicas_differ(own, plan.replicas));
+    let keeps_more = found.num_replicas > plan.replicas;
+    details.extend(replicas.clone().filter(|_| !keeps_more || (plan.update && create.is_some())));
     if details.is_empty() {
-        return Ok(None);
+        return Ok(replicas.map(|replicas| format!("{what} keeps more than configured: {replicas}")));
     }
     if plan.update && create.is_some() {
         tracing::info!("Updating {what}: {}", details.join("; "));
         let updated = handle.update_consumer(wanted).await;
         return updated.map(|_| None).map_err(|error| refused_for(what, &error, jetstream_error(&error)));
     }
-    Err(Problem::Differs(Differences { what, details }))
+    Err(Problem::Differs(Differences::of(what, details)))
 }
 
 fn all_filters(one: &str, many: &[String]) -> Vec<String> {

@@ -40,7 +40,10 @@ pub(crate) struct Seen {
 
 /// What a server says of itself.
 pub(crate) struct Server {
+    pub(crate) name: String,
     pub(crate) version: String,
+    /// Whether it is part of a cluster.
+    pub(crate) clustered: bool,
     pub(crate) new_enough: bool,
     pub(crate) max_payload: usize,
 }
@@ -182,7 +185,8 @@ impl Visitor {
     pub(crate) fn server(&self) -> Server {
         let info = self.client.server_info();
         let new_enough = super::connect::is_new_enough(&info.version);
-        Server { version: info.version, new_enough, max_payload: info.max_payload }
+        let clustered = info.cluster.is_some();
+        Server { name: info.server_name, version: info.version, clustered, new_enough, max_payload: info.max_payload }
     }
 
     /// How the server's streams, durables and buckets differ from the plan. Changes nothing.

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use clap::Args;
 
 use super::{Common, Usage, complain, presets, say};
-use crate::broker::{Broker, Names, Plan, Server, Visitor};
+use crate::broker::{Broker, Names, Plan, Server, Visitor, affected_note, can_lose_streams, leaderless_note};
 use crate::config::{
     self, AgentPattern, Authorization, Config, Durability, HEADER_ROOM, PayloadForm, Rate, SignatureForm, StreamKind,
 };
@@ -422,7 +422,27 @@ async fn online(config: &Config) -> bool {
     if !new_enough {
         complain(&format!("error: nats-server {} is too old: Hookbridge needs 2.12 or newer", server.version));
     }
-    fits && compared && new_enough
+    let led = cluster(config, &server, &visitor).await;
+    fits && compared && new_enough && led
+}
+
+/// What a cluster's operator has to know. A stream without a leader is an error.
+async fn cluster(config: &Config, server: &Server, visitor: &Visitor) -> bool {
+    let replicas = config.nats.replicas;
+    if !server.clustered {
+        return true;
+    }
+    if replicas == 1 {
+        say(
+            "  warning: the server is part of a cluster, and nats.replicas is 1: every stream is gone for as long as one",
+        );
+        say("           server is; set nats.replicas = 3 and start once with --update-streams");
+    } else if can_lose_streams(&server.version) {
+        say(&format!("  warning: {}", affected_note(&server.name, &server.version)));
+    }
+    let leaderless = visitor.streams_without_leader().await;
+    leaderless.iter().for_each(|stream| complain(&format!("error: {}", leaderless_note(stream))));
+    leaderless.is_empty()
 }
 
 fn payload_fits(config: &Config, server: &Server) -> bool {

@@ -14,7 +14,8 @@ use crate::secret::SecretRef;
 pub struct Nats {
     /// Where to connect, for example `nats://nats:4222`; several servers of one cluster as a list.
     pub url: Urls,
-    /// Copies of every stream and bucket: 1, 3 or 5.
+    /// Copies of every stream, bucket and durable: 1, 3 or 5. Those that there are keep their number until a process
+    /// is started with `--update-streams`.
     pub replicas: usize,
     /// Put in front of every subject, stream and bucket, so that several Hookbridges can share an account.
     #[serde(deserialize_with = "optional_name")]

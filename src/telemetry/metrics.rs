@@ -87,6 +87,8 @@ pub(crate) struct Metrics {
     pub(crate) stream_bytes: Family<StreamLabels, Gauge>,
     /// 1 for a stream that is at 80 % of a limit or above.
     pub(crate) stream_alarm: Family<StreamLabels, Gauge>,
+    /// 1 for a stream of the cluster that has had no leader for a while.
+    pub(crate) streams_without_leader: Family<LeaderLabels, Gauge>,
 }
 
 /// A request's source, and what became of it.
@@ -146,6 +148,12 @@ pub(crate) struct PullLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct AssetLabels {
     pub(crate) asset: String,
+}
+
+/// A stream as the server names it, buckets' streams included.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct LeaderLabels {
+    pub(crate) stream: String,
 }
 
 /// A destination.
@@ -233,6 +241,7 @@ impl Metrics {
             stream_messages: Family::default(),
             stream_bytes: Family::default(),
             stream_alarm: Family::default(),
+            streams_without_leader: Family::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         metrics
@@ -305,6 +314,8 @@ impl Metrics {
         registry.register("nats_pulls_interrupted", help, self.pulls_interrupted.clone());
         let help = "Streams, buckets and durables that had to be made again";
         registry.register("nats_assets_made_again", help, self.made_again.clone());
+        let leaderless = self.streams_without_leader.clone();
+        registry.register("stream_without_leader", "1 for a stream that has had no leader for a while", leaderless);
         registry
     }
 

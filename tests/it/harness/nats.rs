@@ -326,6 +326,14 @@ impl Nats {
         self.client.send_request(subject.to_owned(), request).await.ok().map(|answer| answer.payload)
     }
 
+    /// Publishes without caring for the answer, which is waited for no longer than two seconds.
+    pub(crate) async fn provoke(&self, subject: &str, headers: &[(&str, &str)]) {
+        let mut map = HeaderMap::new();
+        headers.iter().for_each(|(name, value)| map.append(*name, *value));
+        let request = async_nats::Request::new().headers(map).timeout(Some(Duration::from_secs(2)));
+        drop(self.client.send_request(subject.to_owned(), request).await);
+    }
+
     /// Publishes a header line that no client library would write, through a socket.
     pub(crate) async fn publish_raw(&self, subject: &str, header: &str, body: &str) {
         let block = format!("NATS/1.0\r\n{header}\r\n\r\n");
