@@ -11,7 +11,8 @@ use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE};
 use async_nats::jetstream::{self, ErrorCode};
 
-use super::publish::Ack;
+use super::health::Cause;
+use super::publish::{Ack, stream_of};
 use super::{Broker, Link, Outgoing, Stored};
 
 /// The bytes that being part of a batch adds to a message, at most.
@@ -58,12 +59,27 @@ impl Broker {
         wait: Duration,
     ) -> Result<Vec<Stored>, BatchError> {
         let Some(ready) = self.is_ready() else { return Err(BatchError::NotReady(self.link())) };
-        tokio::select! {
+        let stored = tokio::select! {
             stored = tokio::time::timeout(wait, self.send_together(messages)) => {
                 stored.unwrap_or(Err(BatchError::Unconfirmed))
             }
             () = self.lost(ready.connection) => Err(BatchError::Unconfirmed),
+        };
+        // A batch that is refused is published one by one, which says more about the stream.
+        if let Some(stream) = messages.first().and_then(|message| stream_of(&message.subject)) {
+            match &stored {
+                Ok(_) => self.health.confirmed(stream),
+                Err(error @ BatchError::Unconfirmed) => {
+                    self.health.failed(
+                        stream,
+                        Cause::Publish,
+                        format!("stream {}: {error}", self.names.stream(stream)),
+                    );
+                }
+                Err(_) => {}
+            }
         }
+        stored
     }
 
     async fn send_together(&self, messages: &[&Outgoing]) -> Result<Vec<Stored>, BatchError> {

@@ -209,7 +209,7 @@ impl Broker {
 }
 
 /// The stream that takes a subject, which is without a configured prefix.
-fn stream_of(subject: &str) -> Option<StreamKind> {
+pub(super) fn stream_of(subject: &str) -> Option<StreamKind> {
     let (first, _) = subject.split_once('.')?;
     Some(match first {
         "events" => StreamKind::Events,

@@ -20,6 +20,8 @@ use crate::event::{Place, Request, id, subject, trace};
 use crate::signature::Rejection;
 use crate::signature::profile::Batch;
 
+/// What must be left of the time for another try.
+const LAST_TRY: Duration = Duration::from_millis(20);
 /// How many items of one batch are on their way to the stream at once.
 const IN_FLIGHT: usize = 64;
 
@@ -137,17 +139,27 @@ impl Event {
 
     /// Publishes until confirmed or out of time.
     ///
-    /// A publish that was not confirmed is ambiguous: it is published again with the same id, and then the
-    /// stream's word `duplicate` may mean our own first try, so it is not passed on.
+    /// A publish that was not confirmed is ambiguous: it is published again with the same id, and then the stream's
+    /// answer `duplicate` may mean our own first try, so it is not passed on.
     async fn store(&self, publisher: &Publisher, deadline: Instant) -> Result<Stored, PublishError> {
         let begun = Instant::now();
         let half = begun + deadline.saturating_duration_since(begun) / 2;
-        match publisher.publish(&self.outgoing, half, deadline).await {
-            Err(PublishError::Unconfirmed) => {}
-            other => return other,
+        let mut tried = publisher.publish(&self.outgoing, half, deadline).await;
+        let mut is_ambiguous = false;
+        loop {
+            match &tried {
+                Err(PublishError::Unconfirmed) => is_ambiguous = true,
+                // Nobody can have taken it.
+                Err(PublishError::NotReady(_) | PublishError::NoStream(_)) => {}
+                Ok(stored) => return Ok(Stored { duplicate: stored.duplicate && !is_ambiguous, ..*stored }),
+                Err(_) => return tried,
+            }
+            // A connection that breaks says so long before the time is over.
+            if Instant::now() + LAST_TRY >= deadline {
+                return tried;
+            }
+            tried = publisher.alone(&self.outgoing, deadline).await;
         }
-        let stored = publisher.alone(&self.outgoing, deadline).await?;
-        Ok(Stored { duplicate: false, ..stored })
     }
 }
 
