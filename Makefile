@@ -13,12 +13,15 @@ FUZZ_SECONDS ?= 60
 # Flags for bench/bench.py, for example `make bench BENCH="--only egress"`.
 BENCH ?=
 
-.PHONY: help run test check lint tools build fmt fuzz bench bench-full bench-programs instructions
+.PHONY: help run test check check-slow drill-leaderless-stream lint tools build fmt fuzz bench bench-full \
+	bench-programs instructions
 
 help:
 	@echo "make run    start everything on this machine and print what to try"
 	@echo "make test   run every test"
 	@echo "make check  formatting, lints, documentation and tests"
+	@echo "make check-slow  a cluster of three servers at full length, in about half an hour; prints what was counted"
+	@echo "make drill-leaderless-stream  loses OUTBOX's leader and cures it: docs/nats-stream-without-leader.md"
 	@echo "make lint   the same without the tests"
 	@echo "make build  the release binary, target/release/hookbridge"
 	@echo "make fuzz   every fuzz target for FUZZ_SECONDS, $(FUZZ_SECONDS); needs cargo-fuzz, see fuzz/README.md"
@@ -37,10 +40,18 @@ test: $(NATS_SERVER)
 
 check: lint test
 
+# One after the other: each has three servers and four processes of its own.
+check-slow: $(NATS_SERVER)
+	$(CARGO) test --locked --test slow -- --nocapture --test-threads 1
+
+drill-leaderless-stream: $(NATS_SERVER)
+	$(CARGO) test --locked --test slow leaderless_stream -- --nocapture
+
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --all --manifest-path bench/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test slow -- -D warnings
 	$(CARGO) clippy --locked --manifest-path bench/Cargo.toml --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 

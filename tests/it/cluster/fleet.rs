@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::harness::{Cluster, Configuration, DEADLINE, Program, Witness, post, request, sign};
+use crate::harness::{
+    Cluster, Configuration, DEADLINE, Ended, Program, Witness, eventually, post, request, run, sign, within,
+};
 
 /// How long an agent waits for the ack of a publish before it publishes again.
 const ACK_WITHIN: Duration = Duration::from_secs(3);
@@ -27,6 +29,8 @@ pub(crate) struct Fleet {
     pub(crate) gateways: Vec<Program>,
     pub(crate) couriers: Vec<Program>,
     urls: Vec<String>,
+    /// How many times traffic was sent: each time has ids of its own.
+    runs: AtomicUsize,
 }
 
 /// Items a second.
@@ -43,12 +47,15 @@ pub(crate) struct Traffic {
     items: TaskTracker,
     started: [Arc<AtomicUsize>; 3],
     refused: Arc<AtomicUsize>,
+    run: usize,
     begun: std::time::Instant,
 }
 
 /// What was sent and taken.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
+    /// What tells its ids from those of other traffic.
+    pub(crate) run: usize,
     pub(crate) webhooks: usize,
     pub(crate) deliveries: usize,
     pub(crate) tasks: usize,
@@ -120,7 +127,14 @@ impl Fleet {
     /// A cluster and a receiver whose answers take this long.
     pub(crate) async fn without_processes(takes: Duration) -> Self {
         let (cluster, witness) = (Cluster::start().await, Witness::start_slow(|_, _, _| 204, takes).await);
-        Self { cluster, witness, gateways: Vec::new(), couriers: Vec::new(), urls: Vec::new() }
+        Self {
+            cluster,
+            witness,
+            gateways: Vec::new(),
+            couriers: Vec::new(),
+            urls: Vec::new(),
+            runs: AtomicUsize::new(0),
+        }
     }
 
     /// Starts one more process: `gateway` or `courier`.
@@ -136,16 +150,31 @@ impl Fleet {
 
     /// Waits until every process is ready and the servers are settled.
     pub(crate) async fn ready(&mut self) {
+        self.processes_ready().await;
         let mut urls = Vec::new();
         for program in &self.gateways {
-            program.ready().await;
             urls.push(program.gateway().await);
         }
         self.urls = urls;
-        for program in &self.couriers {
+        self.cluster.settled().await;
+    }
+
+    /// Waits until every process is ready, whatever the servers are.
+    pub(crate) async fn processes_ready(&self) {
+        for program in self.gateways.iter().chain(&self.couriers) {
             program.ready().await;
         }
-        self.cluster.settled().await;
+    }
+
+    /// What `check --online` says of the fleet's configuration with so many replicas.
+    pub(crate) async fn check(&self, replicas: usize) -> Ended {
+        let section = self.cluster.section(0, replicas);
+        self.check_text(&format!("{}{section}", Self::text(&self.witness))).await
+    }
+
+    /// What `check --online` says of a configuration.
+    pub(crate) async fn check_text(&self, text: &str) -> Ended {
+        run(&mut Configuration::new(text).hookbridge(&["check", "--online"])).await
     }
 
     /// The status of a signed webhook that the gateway of this index gets.
@@ -166,16 +195,16 @@ impl Fleet {
             items: TaskTracker::new(),
             started: Default::default(),
             refused: Arc::default(),
+            run: self.runs.fetch_add(1, Ordering::Relaxed),
             begun: std::time::Instant::now(),
         };
-        let client = self.cluster.client().await;
-        let agent = jetstream::new(client);
+        let (run, agent) = (traffic.run, jetstream::new(self.cluster.client().await));
         let (urls, refused) = (self.urls.clone(), traffic.refused.clone());
         traffic.each(0, rates.webhooks, move |number| {
             let (urls, refused) = (urls.clone(), refused.clone());
             async move {
                 for try_ in 0.. {
-                    if webhook(&urls[(number + try_) % urls.len()], &format!("w-{number}")).await < 300 {
+                    if webhook(&urls[(number + try_) % urls.len()], &format!("w-{run}-{number}")).await < 300 {
                         return;
                     }
                     refused.fetch_add(1, Ordering::Relaxed);
@@ -186,14 +215,14 @@ impl Fleet {
         let jetstream = agent.clone();
         traffic.each(1, rates.deliveries, move |number| {
             let jetstream = jetstream.clone();
-            async move { publish(&jetstream, &format!("m-{number}"), Some("crm"), "{}".to_owned()).await }
+            async move { publish(&jetstream, &format!("m-{run}-{number}"), Some("crm"), "{}".to_owned()).await }
         });
         let (urls, refused, callback) = (self.urls.clone(), traffic.refused.clone(), self.witness.url("/cb"));
         traffic.each(2, rates.tasks, move |number| {
             let (urls, refused, callback) = (urls.clone(), refused.clone(), callback.clone());
             let jetstream = agent.clone();
             async move {
-                let task = json!({"task_id": format!("t-{number}"), "callback_url": callback, "prompt": "do it"});
+                let task = json!({"task_id": format!("t-{run}-{number}"), "callback_url": callback, "prompt": "do it"});
                 for try_ in 0.. {
                     let url = format!("{}/agents/planner/tasks", urls[(number + try_) % urls.len()]);
                     if post(&url, &[("authorization", "Bearer shop-token")], task.to_string()).await.status == 202 {
@@ -203,8 +232,8 @@ impl Fleet {
                     tokio::time::sleep(AGAIN).await;
                 }
                 for status in ["working", "completed"] {
-                    let update = json!({"task_id": format!("t-{number}"), "status": status});
-                    publish(&jetstream, &format!("t-{number}-{status}"), None, update.to_string()).await;
+                    let update = json!({"task_id": format!("t-{run}-{number}"), "status": status});
+                    publish(&jetstream, &format!("t-{run}-{number}-{status}"), None, update.to_string()).await;
                 }
             }
         });
@@ -223,13 +252,13 @@ impl Fleet {
     }
 
     async fn count_now(&self, sent: &Sent) -> Counted {
-        let mut counted = Counted::default();
+        let (mut counted, run) = (Counted::default(), sent.run);
         let nats = self.cluster.nats();
         let mut stored = BTreeMap::<String, usize>::new();
         for (event, _) in nats.all("EVENTS").await {
             *stored.entry(event.header("ce-id").unwrap().to_owned()).or_default() += 1;
         }
-        counted.webhooks_lost = (0..sent.webhooks).filter(|id| !stored.contains_key(&format!("w-{id}"))).count();
+        counted.webhooks_lost = (0..sent.webhooks).filter(|id| !stored.contains_key(&format!("w-{run}-{id}"))).count();
         counted.webhooks_doubled = stored.values().map(|times| times - 1).sum();
 
         let (mut requests, mut told) = (BTreeMap::<(String, String), usize>::new(), BTreeSet::new());
@@ -242,10 +271,10 @@ impl Fleet {
             }
             *requests.entry((seen.endpoint, seen.id)).or_default() += 1;
         }
-        let requested = |id: &usize| requests.contains_key(&("crm".to_owned(), format!("m-{id}")));
+        let requested = |id: &usize| requests.contains_key(&("crm".to_owned(), format!("m-{run}-{id}")));
         counted.deliveries_lost = (0..sent.deliveries).filter(|id| !requested(id)).count();
         counted.requests_doubled = requests.values().map(|times| times - 1).sum();
-        counted.ends_lost = (0..sent.tasks).filter(|id| !told.contains(&format!("t-{id}"))).count();
+        counted.ends_lost = (0..sent.tasks).filter(|id| !told.contains(&format!("t-{run}-{id}"))).count();
 
         let ended = ["delivered", "dead", "cancelled"];
         let mut receipts = BTreeSet::new();
@@ -255,8 +284,8 @@ impl Fleet {
                 receipts.insert(receipt["message"].as_str().unwrap_or_default().to_owned());
             }
         }
-        let deliveries = (0..sent.deliveries).map(|id| format!("m-{id}"));
-        let ends = (0..sent.tasks).map(|id| format!("t-{id}-completed"));
+        let deliveries = (0..sent.deliveries).map(|id| format!("m-{run}-{id}"));
+        let ends = (0..sent.tasks).map(|id| format!("t-{run}-{id}-completed"));
         counted.receipts_missing = deliveries.chain(ends).filter(|id| !receipts.contains(id)).count();
         counted.dead_letters = usize::try_from(nats.count("DEAD").await).unwrap();
         for courier in &self.couriers {
@@ -293,23 +322,25 @@ impl Traffic {
         });
     }
 
-    /// Waits until this many tasks, or deliveries if there are no tasks, have been started.
+    /// Waits until this many of a kind have been sent for the first time.
     pub(crate) async fn reaches(&self, kind: Kind, count: usize) {
-        let kind = kind as usize;
-        crate::harness::eventually("the traffic", async || {
-            (self.started[kind].load(Ordering::Relaxed) >= count).then_some(())
-        })
-        .await;
+        let started = &self.started[kind as usize];
+        eventually("the traffic", async || (started.load(Ordering::Relaxed) >= count).then_some(())).await;
+    }
+
+    /// Waits until this many more have been.
+    pub(crate) async fn for_another(&self, kind: Kind, count: usize) {
+        self.reaches(kind, self.started[kind as usize].load(Ordering::Relaxed) + count).await;
     }
 
     /// Sends nothing new, and waits until everything was taken.
     pub(crate) async fn stop(self) -> Sent {
         self.stop.cancel();
         self.items.close();
-        crate::harness::within("everything to be taken", self.items.wait()).await;
+        within("everything to be taken", self.items.wait()).await;
         let [webhooks, deliveries, tasks] = self.started.map(|started| started.load(Ordering::Relaxed));
         let refused = self.refused.load(Ordering::Relaxed);
-        Sent { webhooks, deliveries, tasks, refused, took: self.begun.elapsed() }
+        Sent { run: self.run, webhooks, deliveries, tasks, refused, took: self.begun.elapsed() }
     }
 }
 
@@ -344,7 +375,7 @@ impl Counted {
 
 impl fmt::Display for Counted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sent { webhooks, deliveries, tasks, refused, took } = &self.sent;
+        let Sent { webhooks, deliveries, tasks, refused, took, .. } = &self.sent;
         write!(
             formatter,
             "{webhooks} webhooks ({} lost, {} doubled), {deliveries} deliveries ({} lost), {tasks} tasks ({} ends lost), \

@@ -9,10 +9,12 @@ use std::time::Duration;
 use async_nats::jetstream::consumer;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::proxy::Proxy;
-use super::{Nats, eventually, free_port, request, within};
+use super::{DEADLINE, Nats, eventually, free_port, within};
 
 /// The servers' names, which are also what a leader is called.
 pub(crate) const NAMES: [&str; 3] = ["n1", "n2", "n3"];
@@ -78,27 +80,39 @@ impl Cluster {
 
     /// Waits until there is a leader that sees both others as up to date.
     pub(crate) async fn whole(&self) {
-        let whole = async || {
-            for index in 0..NAMES.len() {
-                let meta = &self.monitor(index, "/jsz").await?["meta_cluster"];
-                let replicas = meta["replicas"].as_array().map_or(&[][..], Vec::as_slice);
-                let current = replicas.iter().filter(|replica| replica["current"] == true).count();
-                if meta["leader"] == NAMES[index] && current == NAMES.len() - 1 {
-                    return Some(());
-                }
-            }
-            None
-        };
-        eventually("the cluster to be whole", whole).await;
+        self.meta_leader().await;
     }
 
     /// What a server's monitoring page says; none while the server is not there.
     pub(crate) async fn monitor(&self, index: usize, path: &str) -> Option<Value> {
-        // A server that is not there refuses the connection, which the harness' client takes for a failed test.
         let port = self.monitors[index];
-        let answers = tokio::time::timeout(Duration::from_secs(1), tokio::net::TcpStream::connect(("127.0.0.1", port)));
-        answers.await.ok()?.ok()?;
-        Some(request("GET", &format!("http://127.0.0.1:{port}{path}"), &[], "").await.json())
+        // By hand: the harness' client takes a server that is not there, or dies meanwhile, for a failed test.
+        let asked = async {
+            let mut socket = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+            socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.ok()?;
+            serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+        };
+        // One that stands still takes the connection and says nothing.
+        tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?
+    }
+
+    /// The index of the server that leads the cluster; waits for one that sees both others.
+    pub(crate) async fn meta_leader(&self) -> usize {
+        eventually("the cluster to be whole", async || {
+            for (index, name) in NAMES.iter().enumerate() {
+                let page = self.monitor(index, "/jsz").await.unwrap_or_default();
+                let meta = &page["meta_cluster"];
+                let replicas = meta["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+                let current = replicas.iter().filter(|replica| replica["current"] == true).count();
+                if meta["leader"] == *name && current == NAMES.len() - 1 {
+                    return Some(index);
+                }
+            }
+            None
+        })
+        .await
     }
 
     /// A server that runs and is not paused: what the test itself asks.
@@ -198,6 +212,21 @@ impl Cluster {
         leader_of(&serde_json::from_slice(&self.nats().request(&subject, Bytes::new()).await?).unwrap())
     }
 
+    /// The name of the Raft group of a stream.
+    pub(crate) async fn raft_group(&self, stream: &str) -> String {
+        let info = self.ask(&format!("$JS.API.STREAM.INFO.{stream}"), Value::Null).await;
+        info["cluster"]["raft_group"].as_str().unwrap().to_owned()
+    }
+
+    /// Gives a durable a number of replicas of its own.
+    pub(crate) async fn set_replicas(&self, stream: &str, durable: &str, replicas: usize) {
+        let mut config =
+            self.ask(&format!("$JS.API.CONSUMER.INFO.{stream}.{durable}"), Value::Null).await["config"].take();
+        config["num_replicas"] = replicas.into();
+        let update = json!({"stream_name": stream, "config": config, "action": "update"});
+        self.ask(&format!("$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{durable}"), update).await;
+    }
+
     /// Makes a server the leader of a stream.
     pub(crate) async fn lead(&self, stream: &str, index: usize) {
         let name = NAMES[index];
@@ -233,10 +262,21 @@ impl Cluster {
         eventually(durable, async || self.nats().consumer(stream, durable).await).await
     }
 
+    /// The version of the servers.
+    pub(crate) async fn version(&self) -> String {
+        let page = eventually("a server's version", async || self.monitor(0, "/varz").await).await;
+        page["version"].as_str().unwrap().to_owned()
+    }
+
     /// Which server has a connection of this name; waits for one.
     pub(crate) async fn server_of(&self, connection: &str) -> usize {
+        self.server_of_but(connection, NAMES.len()).await
+    }
+
+    /// The same, but for one server that does not count.
+    pub(crate) async fn server_of_but(&self, connection: &str, but: usize) -> usize {
         let server = async || {
-            for index in 0..NAMES.len() {
+            for index in (0..NAMES.len()).filter(|index| *index != but) {
                 let page = self.monitor(index, "/connz").await.unwrap_or_default();
                 let connections = page["connections"].as_array().map_or(&[][..], Vec::as_slice);
                 if connections.iter().any(|each| each["name"] == connection) {
@@ -251,15 +291,18 @@ impl Cluster {
     /// Waits until every stream and durable has a leader and replicas that are up to date.
     pub(crate) async fn settled(&self) {
         self.whole().await;
-        let settled = async || {
+        let end = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            let mut pages = Vec::new();
             for index in 0..NAMES.len() {
-                if self.monitor(index, "/healthz").await?["status"] != "ok" {
-                    return None;
-                }
+                pages.push(self.monitor(index, "/healthz").await);
             }
-            Some(())
-        };
-        eventually("every server to be healthy", settled).await;
+            if pages.iter().all(|page| page.as_ref().is_some_and(|page| page["status"] == "ok")) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < end, "waited {DEADLINE:?} for every server to be healthy: {pages:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
