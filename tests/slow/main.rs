@@ -107,7 +107,7 @@ async fn growing() {
 /// `make drill-leaderless-stream` runs this alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaderless_stream() {
-    match scenarios::leaderless_outbox(LOAD).await {
+    match scenarios::leaderless_outbox(LOAD, true).await {
         Some(counted) => tell("OUTBOX without a leader, cured", &counted),
         None => refused(),
     }

@@ -393,11 +393,17 @@ impl Nats {
         }
     }
 
+    /// A stream and its state; asks again while a cluster has other things to do.
+    async fn stream(&self, name: &str) -> jetstream::stream::Stream {
+        let jetstream = self.jetstream();
+        eventually(&format!("the state of {name}"), async || jetstream.get_stream(name).await.ok()).await
+    }
+
     /// Every message that a stream has now, and when it was stored.
     pub(crate) async fn all(&self, stream: &str) -> Vec<(Message, SystemTime)> {
         let count = usize::try_from(self.count(stream).await).unwrap();
         let read = async {
-            let stream = self.jetstream().get_stream(stream).await.unwrap();
+            let stream = self.stream(stream).await;
             let messages = stream.create_consumer(consumer::pull::OrderedConfig::default()).await.unwrap();
             let read = |message: Result<jetstream::Message, _>| {
                 let message = message.unwrap();
@@ -441,9 +447,7 @@ impl Nats {
 
     /// How many messages the stream has.
     pub(crate) async fn count(&self, stream: &str) -> u64 {
-        let read =
-            async { self.jetstream().get_stream(stream).await.unwrap().get_info().await.unwrap().state.messages };
-        within("the stream's state", read).await
+        self.stream(stream).await.cached_info().state.messages
     }
 
     /// Whether a key of the bucket of endpoints is gone; what is left of it is a marker.
