@@ -324,7 +324,11 @@ impl Supervisor {
                     () = self.gone(connection) => continue,
                 };
                 match prepared {
-                    Ok(()) => worked_before = true,
+                    Ok(()) => {
+                        worked_before = true;
+                        // Applied once: two processes that were told different things would fight for ever.
+                        self.plan.update = false;
+                    }
                     Err(problem) if problem.is_final() && !worked_before => return Err(problem),
                     // What is stored over this connection shows whether it can be used, not one look at everything.
                     Err(problem) if self.is_ready_on(connection) => self.say(&problem.to_string()),
@@ -384,7 +388,8 @@ impl Supervisor {
             );
         }
         let outbox_last = read::last_sequence(&self.broker, StreamKind::Outbox).await?;
-        let ready = Ready { max_payload: info.max_payload, connection, outbox_last };
+        let replicated = self.plan.replicas > 1 || info.cluster.is_some();
+        let ready = Ready { max_payload: info.max_payload, connection, outbox_last, replicated };
         // A connection that was lost meanwhile is for the next round.
         if self.broker.connection() == connection {
             self.broker.health.begin(&self.plan.needs);

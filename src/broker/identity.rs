@@ -257,7 +257,7 @@ impl Broker {
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
             let found = Sighting { created: info.created.into(), last, last_stored, witness };
             let gone = before.is_some_and(|before| matches!(compare(&before, &found), Some(Change::Shortened { .. })));
-            if gone && self.replicas > 1 && looked < LOOKS {
+            if gone && (self.replicas > 1 || self.is_clustered()) && looked < LOOKS {
                 tokio::time::sleep(LOOK_PAUSE).await;
                 continue;
             }

@@ -26,6 +26,9 @@ pub(crate) struct Ready {
     pub(crate) connection: u64,
     /// The last sequence of OUTBOX when this connection began.
     pub(crate) outbox_last: u64,
+    /// Whether streams may have replicas: they may even where this process is configured with one, since another one
+    /// may have given them more.
+    pub(crate) replicated: bool,
 }
 
 impl Link {

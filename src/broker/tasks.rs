@@ -122,7 +122,7 @@ impl Broker {
     pub(crate) async fn task(&self, key: &str) -> Result<Option<Kept>, ReadError> {
         let found = self.last_of(key).await?;
         let revision = found.as_ref().map_or(0, |found| found.sequence);
-        if self.replicas > 1 && self.written.is_older(key, revision) {
+        if self.written.is_older(key, revision) {
             let why = format!("task {key} was answered with an older state than the one written before; asking again");
             return Err(ReadError::new(StreamKind::Tasks, why));
         }
@@ -157,7 +157,7 @@ impl Broker {
         };
         match self.send(self.task_subject(key), None, headers, &value, CONFIRM_WITHIN).await {
             Ok(stored) => {
-                if self.replicas > 1 {
+                if self.replicas > 1 || self.is_ready().is_none_or(|ready| ready.replicated) {
                     self.written.note(key, stored.sequence);
                 }
                 Ok(Some(stored.sequence))

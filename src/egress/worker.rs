@@ -60,7 +60,6 @@ pub(super) struct Worker {
     outbox: Arc<str>,
     /// The highest sequence of OUTBOX that was taken.
     highest: AtomicU64,
-    replicated: bool,
     /// How often it looks for what RETRY has lost, if it does.
     pub(super) repair_every: Option<Duration>,
     /// When this process began.
@@ -143,7 +142,6 @@ impl Worker {
             gates: Gates::new(egress.concurrency, clock.clone()),
             process: format!("{:016x}", rand::random::<u64>()),
             highest: AtomicU64::new(0),
-            replicated: config.nats.replicas > 1,
             repair_every: Some(egress.repair_every).filter(|every| !every.is_zero()),
             started: clock.now(),
             stop: OnceLock::new(),
@@ -452,8 +450,9 @@ impl Worker {
         let highest = self.highest.fetch_max(received.sequence, Ordering::Relaxed);
         let trusted = self.broker.is_ready().filter(|ready| ready.connection == received.connection);
         received.delivered > 1
-            || trusted.is_none_or(|ready| received.sequence <= ready.outbox_last)
-            // Of a replicated consumer another server may have taken over, and forgotten acks, unnoticed here.
-            || (self.replicated && received.sequence <= highest)
+            || trusted.is_none_or(|ready| {
+                // Of a replicated consumer another server may have taken over, and forgotten acks, unnoticed here.
+                received.sequence <= ready.outbox_last || (ready.replicated && received.sequence <= highest)
+            })
     }
 }
