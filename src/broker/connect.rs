@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::counts::Counts;
 use super::health::{Health, Need, Trouble};
 use super::identity::{Identities, Looks};
-use super::probe::Prober;
+use super::probe::{Denied, Prober};
 use super::provision::{self, Made, Plan, Problem};
 use super::side::Side;
 use super::state::{Link, Ready};
@@ -54,6 +54,7 @@ pub(crate) struct Broker {
     pub(super) health: Arc<Health>,
     pub(super) counts: Arc<Counts>,
     pub(super) written: Arc<Written>,
+    pub(super) denied: Arc<Denied>,
     pub(super) identities: Arc<Identities>,
     pub(super) looks: Arc<Looks>,
     /// For what others may publish and is only listened to.
@@ -127,17 +128,19 @@ impl Broker {
         role: &'static str,
     ) -> Result<(Self, Supervisor), ConnectError> {
         let (event, changed) = watch::channel(0_u64);
-        let (event, said) = (Arc::new(event), Arc::<SaidOnce>::default());
+        let (event, said, denied) = (Arc::new(event), Arc::<SaidOnce>::default(), Arc::<Denied>::default());
+        let denials = denied.clone();
         let options = options(nats)?
             .retry_on_initial_connect()
             .name(format!("hookbridge-{role}"))
             .request_timeout(Some(REQUEST_TIMEOUT))
-            .ping_interval(PING_EVERY)
-            .connection_timeout(CONNECT_WITHIN)
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |happened| {
-                let (event, said) = (event.clone(), said.clone());
+                let (event, said, denials) = (event.clone(), said.clone(), denials.clone());
                 async move {
+                    if let Event::ServerError(error) = &happened {
+                        denials.note(&error.to_string());
+                    }
                     match &happened {
                         Event::ServerError(_) | Event::ClientError(_) => said.say(role, &happened.to_string()),
                         Event::Connected => said.forget(),
@@ -162,6 +165,7 @@ impl Broker {
             health,
             counts,
             written,
+            denied,
             identities,
             looks,
             side,
@@ -503,7 +507,7 @@ pub(super) fn options(nats: &Nats) -> Result<ConnectOptions, ConnectError> {
     let text = |secret: &crate::secret::SecretRef| -> Result<String, ConnectError> {
         String::from_utf8(secret.resolve()?.expose().to_vec()).map_err(|_| ConnectError::NotText)
     };
-    let mut options = ConnectOptions::new();
+    let mut options = ConnectOptions::new().ping_interval(PING_EVERY).connection_timeout(CONNECT_WITHIN);
     if let Some(path) = &nats.credentials {
         let unusable = |source| ConnectError::Credentials { path: path.display().to_string(), source };
         options = options.credentials(&std::fs::read_to_string(path).map_err(unusable)?).map_err(unusable)?;

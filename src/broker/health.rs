@@ -76,8 +76,12 @@ pub(super) enum Cause {
     Full { bytes: u64 },
     /// The server answers nothing at all.
     Silent,
-    /// The server answers, but what needs other servers does not come about.
+    /// The server responds, but JetStream does not, or says that it has no quorum.
     NoQuorum,
+    /// The stream has no leader, or one that does not confirm.
+    NoLeader,
+    /// The server refuses to work with it.
+    Refused,
     /// It is not there.
     Missing,
     /// The server cannot write it down.

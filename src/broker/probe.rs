@@ -5,7 +5,8 @@
 //! error. What neither shows, a disk that has filled up since, a value in the bucket of endpoints does, which is
 //! written there and taken out again each time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::RequestErrorKind;
@@ -28,10 +29,17 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const ECHO_WITHIN: Duration = Duration::from_secs(1);
 /// For how long a server without a quorum is kept, where there are others.
 const LEAVE_AFTER: Duration = Duration::from_secs(6);
-/// How long the next server is given.
+/// How long the next server is given. It doubles each time, up to the longest: where no server has a quorum, another
+/// connection helps nobody.
 const LEAVE_AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// The longest time that the next server is given.
+const LEAVE_AGAIN_MOST: Duration = Duration::from_secs(240);
+/// The shortest time between two looks, however many publishes fail.
+const LOOK_APART: Duration = Duration::from_millis(250);
 /// A sequence that no stream reaches.
 const NEVER: u64 = i64::MAX as u64;
+/// The most subjects that are remembered as not permitted.
+const MOST_DENIED: usize = 256;
 /// As much as makes a file system look for another block.
 const WRITTEN: usize = 4096;
 
@@ -71,6 +79,28 @@ struct InfoState {
     bytes: u64,
 }
 
+/// What the server does not permit a role to publish on. It answers such a request with an error of the connection, and
+/// not with one of the request.
+#[derive(Debug, Default)]
+pub(super) struct Denied(Mutex<BTreeSet<String>>);
+
+impl Denied {
+    /// Takes in an error of the connection.
+    pub(super) fn note(&self, error: &str) {
+        let Some((_, subject)) = error.split_once("Publish to \"") else { return };
+        let subject = subject.split('"').next().unwrap_or_default();
+        let subject = subject.strip_prefix("$JS.API.").unwrap_or(subject);
+        let mut denied = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if denied.len() < MOST_DENIED {
+            denied.insert(subject.to_owned());
+        }
+    }
+
+    fn contains(&self, subject: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(subject)
+    }
+}
+
 /// Probes what a role needs, and leaves a server that has no part in a quorum.
 pub(super) struct Prober {
     broker: Broker,
@@ -78,6 +108,8 @@ pub(super) struct Prober {
     needs: Vec<Need>,
     /// When a server was left last.
     left: Option<Instant>,
+    /// How long the next server is given before it is left, too.
+    patience: Duration,
     /// What was logged last.
     said: Option<Trouble>,
     /// When each need was probed last.
@@ -86,7 +118,7 @@ pub(super) struct Prober {
 
 impl Prober {
     pub(super) fn new(broker: Broker, role: &'static str, needs: Vec<Need>) -> Self {
-        Self { broker, role, needs, left: None, said: None, probed: BTreeMap::new() }
+        Self { broker, role, needs, left: None, patience: LEAVE_AGAIN_AFTER, said: None, probed: BTreeMap::new() }
     }
 
     /// Probes until dropped.
@@ -105,6 +137,7 @@ impl Prober {
                 self.tell();
                 self.leave().await;
             }
+            tokio::time::sleep(LOOK_APART).await;
         }
     }
 
@@ -159,13 +192,17 @@ impl Prober {
     /// others. A silent one is left by the client, which gets no answer to its pings.
     async fn leave(&mut self) {
         let lasts = |need: &Need| {
-            self.broker
-                .health
-                .doubt(*need)
-                .is_some_and(|(cause, since)| cause == Cause::NoQuorum && since >= LEAVE_AFTER)
+            let doubt = self.broker.health.doubt(*need);
+            doubt.is_some_and(|(cause, since)| cause == Cause::NoQuorum && since >= LEAVE_AFTER)
         };
-        let waits = self.left.is_some_and(|left| left.elapsed() < LEAVE_AGAIN_AFTER);
-        if waits || !self.needs.iter().any(lasts) {
+        // One stream without a leader has none through another server either.
+        if !self.needs.iter().all(lasts) {
+            if self.broker.health.trouble().is_none() {
+                self.patience = LEAVE_AGAIN_AFTER;
+            }
+            return;
+        }
+        if self.left.is_some_and(|left| left.elapsed() < self.patience) {
             return;
         }
         let pool = tokio::time::timeout(ECHO_WITHIN, self.broker.client.server_pool()).await;
@@ -174,6 +211,7 @@ impl Prober {
         }
         let server = self.broker.server_name();
         tracing::warn!(nats.server = server, "The {} leaves nats-server {server} for another one", self.role);
+        self.patience = (self.patience * if self.left.is_some() { 2 } else { 1 }).min(LEAVE_AGAIN_MOST);
         self.left = Some(Instant::now());
         if let Err(error) = self.broker.client.force_reconnect().await {
             tracing::debug!("Could not leave {server}: {error}");
@@ -195,8 +233,13 @@ impl Broker {
                 let name = self.names.stream(stream);
                 let body = format!("{{\"seq\":{NEVER},\"no_erase\":true}}");
                 self.ask(&format!("stream {name}"), &name, format!("STREAM.MSG.DELETE.{name}"), body).await?;
-                if let Some((Cause::Full { bytes }, _)) = self.health.doubt(need) {
+                let doubt = self.health.doubt(need).map(|(cause, _)| cause);
+                if let Some(Cause::Full { bytes }) = doubt {
                     self.has_room(&name, bytes).await?;
+                }
+                // The account or the disk may be full where the stream is not.
+                if matches!(doubt, Some(Cause::Full { .. } | Cause::Disk)) {
+                    self.write_probe(role).await?;
                 }
                 // Every stream of a server on its own is on the disk that this shows.
                 if stream == StreamKind::Events && self.replicas == 1 && !self.is_clustered() {
@@ -222,7 +265,15 @@ impl Broker {
 
     /// Sends a request that changes nothing. The answer that there is nothing to change is the good one.
     async fn ask(&self, what: &str, stream: &str, subject: String, body: String) -> Result<(), Trouble> {
-        let answer: Answer = self.answer(what, stream, &subject, body.into()).await?;
+        if self.denied.contains(&subject) {
+            return self.is_led(what, stream).await;
+        }
+        let answer: Answer = match self.answer(what, stream, &subject, body.into()).await {
+            Ok(answer) => answer,
+            // The violation was reported meanwhile.
+            Err(_) if self.denied.contains(&subject) => return self.is_led(what, stream).await,
+            Err(trouble) => return Err(trouble),
+        };
         answer.error.map_or(Ok(()), |error| judge(what, &error))
     }
 
@@ -247,6 +298,19 @@ impl Broker {
         }
     }
 
+    /// Whether a stream has a leader: as much as can be known where the server does not permit a probe.
+    async fn is_led(&self, what: &str, stream: &str) -> Result<(), Trouble> {
+        let info: Info = self.answer(what, stream, &format!("STREAM.INFO.{stream}"), Bytes::new()).await?;
+        if let Some(error) = &info.error {
+            return judge(what, error);
+        }
+        let is_leaderless = |cluster: &ClusterInfo| cluster.leader.as_ref().is_none_or(String::is_empty);
+        match info.cluster.filter(is_leaderless) {
+            Some(_) => Err(Trouble { cause: Cause::NoLeader, reason: format!("{what} has no leader: no quorum") }),
+            None => Ok(()),
+        }
+    }
+
     /// Why a request about a stream was not answered.
     pub(super) async fn explain(&self, what: &str, stream: &str) -> Trouble {
         let server = self.server_name();
@@ -259,6 +323,7 @@ impl Broker {
         let info =
             asked.ok().and_then(Result::ok).and_then(|answer| serde_json::from_slice::<Info>(&answer.payload).ok());
         let no_quorum = |detail: String| Trouble { cause: Cause::NoQuorum, reason: detail };
+        let no_leader = |detail: String| Trouble { cause: Cause::NoLeader, reason: detail };
         match info {
             Some(Info { error: Some(error), .. }) => match judge(what, &error) {
                 Err(trouble) => trouble,
@@ -266,13 +331,13 @@ impl Broker {
             },
             Some(Info { cluster: Some(ClusterInfo { leader }), .. }) => {
                 match leader.filter(|leader| !leader.is_empty()) {
-                    Some(leader) => no_quorum(format!(
+                    Some(leader) => no_leader(format!(
                         "{what} does not confirm: its leader {leader} has no quorum or does not answer"
                     )),
-                    None => no_quorum(format!("{what} has no leader: no quorum")),
+                    None => no_leader(format!("{what} has no leader: no quorum")),
                 }
             }
-            Some(_) => no_quorum(format!("{what} does not confirm on nats-server {server}")),
+            Some(_) => no_leader(format!("{what} does not confirm on nats-server {server}")),
             None => no_quorum(format!("{what} does not answer through nats-server {server}: no quorum")),
         }
     }
@@ -307,6 +372,9 @@ impl Broker {
         let bucket = self.names.endpoints_bucket();
         let (what, stream) = (format!("bucket {bucket}"), format!("KV_{bucket}"));
         let key = format!("$KV.{bucket}.{PROBE_KEY}.{role}");
+        if self.denied.contains(&key) {
+            return self.is_led(&what, &stream).await;
+        }
         let asked = self.client.request(key.clone(), Bytes::from_static(&[b' '; WRITTEN]));
         match tokio::time::timeout(ANSWER_WITHIN, asked).await {
             Ok(Ok(answer)) => match serde_json::from_slice::<Answer>(&answer.payload) {
@@ -314,6 +382,7 @@ impl Broker {
                 Ok(_) => {}
                 Err(error) => return Err(Trouble { cause: Cause::Missing, reason: format!("{what}: {error}") }),
             },
+            Ok(Err(_)) | Err(_) if self.denied.contains(&key) => return self.is_led(&what, &stream).await,
             Ok(Err(_)) | Err(_) => return Err(self.explain(&what, &stream).await),
         }
         let body = format!("{{\"filter\":\"{key}\"}}");
@@ -357,6 +426,9 @@ fn judge(what: &str, error: &jetstream::Error) -> Result<(), Trouble> {
         | ErrorCode::STORAGE_RESOURCES_EXCEEDED => {
             trouble(Cause::Disk, format!("{what} cannot be written, is the disk of its server full? {text}"))
         }
-        _ => trouble(Cause::NoQuorum, format!("{what} cannot be used: {text}")),
+        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER => {
+            trouble(Cause::NoQuorum, format!("{what} cannot be used, there is no quorum: {text}"))
+        }
+        _ => trouble(Cause::Refused, format!("{what} cannot be used: {text}")),
     }
 }

@@ -568,7 +568,12 @@ fn from_server(what: String, error: &jetstream::Error) -> Problem {
         | ErrorCode::CLUSTER_INCOMPLETE
         | ErrorCode::CLUSTER_PEER_NOT_MEMBER
         | ErrorCode::CLUSTER_SERVER_NOT_MEMBER
-        | ErrorCode::INSUFFICIENT_RESOURCES => Problem::NoAnswer(error.to_string()),
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::RAFT_GENERAL
+        | ErrorCode::STREAM_ASSIGNMENT
+        // The stream was deleted between two requests: the next round makes it again.
+        | ErrorCode::STREAM_NOT_FOUND
+        | ErrorCode::CONSUMER_NOT_FOUND => Problem::NoAnswer(error.to_string()),
         _ if error.code() == 503 => Problem::NoAnswer(error.to_string()),
         _ => Problem::Refused { what, why: error.to_string() },
     }

@@ -30,6 +30,8 @@ const PULL_BYTES: usize = 4 * 1024 * 1024;
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(10);
 /// How much later than expected a heartbeat may come.
 const HEARTBEAT_SLACK: Duration = Duration::from_secs(1);
+/// How long the client may need to read what has arrived.
+const READ_WITHIN: Duration = Duration::from_millis(500);
 /// The header of a status message with the number of messages that the pull has not brought.
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
 
@@ -191,12 +193,15 @@ pub(super) struct Pulls<'a> {
     inbox: String,
     subscriber: Subscriber,
     number: u64,
-    /// Messages that the current pull may still bring.
+    /// Messages that the current pull asked for, and those that it may still bring.
+    asked: usize,
     outstanding: usize,
     heartbeat: Duration,
     /// When the current pull is given up unless something arrives; or, once it is over, unless everything arrives.
     patience: Instant,
     over: bool,
+    /// Whether the time was over once and what had arrived was waited for.
+    late: bool,
 }
 
 impl<'a> Pulls<'a> {
@@ -219,10 +224,12 @@ impl<'a> Pulls<'a> {
             inbox,
             subscriber,
             number: 0,
+            asked: 0,
             outstanding: 0,
             heartbeat: HEARTBEAT,
             patience: Instant::now(),
             over: true,
+            late: false,
         })
     }
 
@@ -230,7 +237,7 @@ impl<'a> Pulls<'a> {
     pub(super) async fn ask(&mut self, messages: usize) -> Result<(), async_nats::PublishError> {
         let request = self.limits.request(messages, self.broker.max_payload());
         self.number += 1;
-        self.outstanding = request.batch;
+        (self.asked, self.outstanding, self.late) = (request.batch, request.batch, false);
         self.over = false;
         self.heartbeat = Duration::from_nanos(request.idle_heartbeat);
         self.hear();
@@ -249,10 +256,17 @@ impl<'a> Pulls<'a> {
             let message = match tokio::time::timeout_at(self.patience, self.subscriber.next()).await {
                 Ok(Some(message)) => message,
                 Ok(None) => return self.interrupted(Interruption::Closed),
+                // A process that was stopped for a while finds its time over before it has read what arrived.
+                Err(_) if !self.late => {
+                    self.late = true;
+                    self.patience = Instant::now() + READ_WITHIN;
+                    continue;
+                }
                 Err(_) if self.over => return self.interrupted(Interruption::Missing(self.outstanding)),
                 Err(_) => return self.interrupted(Interruption::Silent),
             };
-            let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
+            self.late = false;
+            let Some(status) = self.status(&message) else {
                 // May be one that an earlier pull announced. It is as good, and the current one brings as many.
                 self.outstanding -= 1;
                 if !self.over {
@@ -267,6 +281,11 @@ impl<'a> Pulls<'a> {
             let said = message.description.unwrap_or_default();
             match read(status, &said, message.headers.as_ref()) {
                 Status::Heartbeat => self.hear(),
+                // Nothing fits into what the durable allows: without a pause it would be asked again and again.
+                Status::Over(missed) if missed >= self.asked && said.contains("MaxBytes") => {
+                    let why = format!("{} {said}, and the next message is larger", status.as_u16());
+                    return self.interrupted(Interruption::Server(why));
+                }
                 Status::Over(missed) if self.outstanding > missed => {
                     tracing::debug!(
                         "A pull from {} is over before {} messages",
@@ -303,7 +322,7 @@ impl<'a> Pulls<'a> {
     /// A message that has already arrived, if there is one.
     pub(super) fn arrived(&mut self) -> Option<jetstream::Message> {
         while let Some(Some(message)) = self.subscriber.next().now_or_never() {
-            if message.status.is_none_or(|status| status == StatusCode::OK) {
+            if self.status(&message).is_none() {
                 self.outstanding = self.outstanding.saturating_sub(1);
                 return Some(jetstream::Message { message, context: self.broker.jetstream.clone() });
             }
@@ -314,6 +333,13 @@ impl<'a> Pulls<'a> {
     /// Something arrived: the server has not forgotten the pull.
     fn hear(&mut self) {
         self.patience = Instant::now() + self.heartbeat * 2 + HEARTBEAT_SLACK;
+    }
+
+    /// The status of a status message. A message of the stream is none, whatever its headers begin with: it comes with
+    /// the subject on which it was published.
+    fn status(&self, message: &async_nats::Message) -> Option<StatusCode> {
+        let is_reply = message.subject.strip_prefix(&*self.inbox).is_some_and(|rest| rest.starts_with('.'));
+        message.status.filter(|status| is_reply && *status != StatusCode::OK)
     }
 
     fn is_current(&self, subject: &str) -> bool {
