@@ -8,7 +8,7 @@
 //! Heartbeats tell a pull that waits from one whose server has forgotten it: a leader that was killed ends no pull.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -41,6 +41,8 @@ pub(super) struct PullLimits {
     messages: AtomicUsize,
     expires_ms: AtomicU64,
     bytes: AtomicUsize,
+    /// Whether it was logged that pulls are limited.
+    said: AtomicBool,
 }
 
 impl Default for PullLimits {
@@ -50,6 +52,7 @@ impl Default for PullLimits {
             messages: AtomicUsize::new(usize::MAX),
             expires_ms: AtomicU64::new(expires_ms),
             bytes: AtomicUsize::new(usize::MAX),
+            said: AtomicBool::new(false),
         }
     }
 }
@@ -71,6 +74,11 @@ impl PullLimits {
             max_bytes: bytes,
             idle_heartbeat: nanos(HEARTBEAT.min(expires / 2)),
         }
+    }
+
+    /// Forgets the limit of bytes, which lets a message through no more: it may have been raised since.
+    fn forget_bytes(&self) {
+        self.bytes.store(usize::MAX, Ordering::Relaxed);
     }
 
     /// Lowers a limit to what the server said. Whether that was news.
@@ -283,6 +291,7 @@ impl<'a> Pulls<'a> {
                 Status::Heartbeat => self.hear(),
                 // Nothing fits into what the durable allows: without a pause it would be asked again and again.
                 Status::Over(missed) if missed >= self.asked && said.contains("MaxBytes") => {
+                    self.limits.forget_bytes();
                     let why = format!("{} {said}, and the next message is larger", status.as_u16());
                     return self.interrupted(Interruption::Server(why));
                 }
@@ -302,7 +311,7 @@ impl<'a> Pulls<'a> {
                 }
                 Status::Exceeded(exceeded) => {
                     self.outstanding = 0;
-                    if self.limits.learn(exceeded) {
+                    if self.limits.learn(exceeded) && !self.limits.said.swap(true, Ordering::Relaxed) {
                         tracing::warn!(
                             nats.stream = %self.stream,
                             nats.durable = self.durable,

@@ -66,12 +66,12 @@ async fn a_full_disk_is_named_until_there_is_room() {
     let large = format!("\"{}\"", "x".repeat(700 * 1024));
     let signature = sign::hex("s3cret", large.as_bytes());
     let mut answers = Vec::new();
-    for index in 0..40 {
-        let id = format!("large-{index}");
+    while answers.len() < 40 && answers.last() != Some(&503) {
+        let id = format!("large-{}", answers.len());
         let headers = sign::github(&signature, "push", &id);
         answers.push(hookbridge.post("/hooks/github", &headers, large.clone()).await.status.as_u16());
     }
-    assert_eq!((answers[0], answers[39]), (202, 503), "{answers:?}");
+    assert_eq!((answers.first(), answers.last()), (Some(&202), Some(&503)), "{answers:?}");
     not_ready(&hookbridge, &["disk", "no space left"]).await;
 
     nats.kill();
