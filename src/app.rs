@@ -30,7 +30,7 @@ const LAST_WITHIN: Duration = Duration::from_secs(2);
 const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an admin connection may be idle.
 const ADMIN_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long a starting gateway waits for NATS before it lets senders in, who are then answered 503.
+/// How long a starting gateway waits for NATS before it starts accepting connections anyway, and answers 503.
 const LISTEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Which roles a process has.
@@ -62,7 +62,7 @@ pub struct App {
     links: Links,
     secrets: Vec<Arc<dyn Reload>>,
     gateway: Option<SocketAddr>,
-    /// Becomes cancelled when the gateway lets senders in.
+    /// Becomes cancelled when the gateway starts accepting connections.
     listening: CancellationToken,
     admin: SocketAddr,
     failed: Failure,
@@ -80,8 +80,8 @@ const NEW_CLIENT_AFTER: Duration = Duration::from_secs(1);
 
 impl App {
     /// Starts the roles. NATS need not be there; the addresses are taken when this returns. The admin pages answer at
-    /// once, the gateway lets senders in when NATS is ready, or after five seconds: a load balancer that finds the
-    /// port open sends requests, and they would be answered 503.
+    /// once; the gateway starts accepting connections when NATS is ready, or after five seconds: a load balancer that
+    /// finds the port open sends requests, and they would be answered 503.
     ///
     /// Each role has a connection of its own: what an agent publishes can break the courier's, never the
     /// gateway's.
@@ -361,7 +361,7 @@ fn observer(metrics: &Metrics) -> Observer {
     }
 }
 
-/// Waits until a starting gateway is to let senders in. `false` when the process stops before.
+/// Waits until a starting gateway is to start accepting connections. `false` when the process stops before.
 async fn is_time_to_listen(link: Broker, leave: &CancellationToken, stop: &CancellationToken) -> bool {
     tokio::select! {
         biased;
@@ -372,7 +372,7 @@ async fn is_time_to_listen(link: Broker, leave: &CancellationToken, stop: &Cance
                 let state = link.link();
                 tracing::warn!(
                     nats.state = %state,
-                    "NATS was not ready within {LISTEN_WITHIN:?} ({state}): the gateway listens, and answers 503 until it is"
+                    "NATS was not ready within {LISTEN_WITHIN:?} ({state}): the gateway starts listening, and answers 503 until NATS is ready"
                 );
             }
             true
@@ -391,7 +391,9 @@ fn connections(wanted: usize, deliveries: usize) -> usize {
             connections.used = share.connections,
             descriptors.limit = limit,
             descriptors.reserved = share.reserved,
-            "gateway.max_connections is {wanted}, and {} fit: this process may have {limit} files open, and {} are kept for NATS, the admin pages and deliveries; raise the hard limit of open files (LimitNOFILE, ulimit -n), or lower max_connections",
+            "gateway.max_connections is {wanted}, but the open-file limit of {limit} allows only {}, since {} \
+             descriptors are reserved for NATS, the admin listener and deliveries; raise the hard open-file limit \
+             (LimitNOFILE, ulimit -n), or lower gateway.max_connections",
             share.connections,
             share.reserved
         );

@@ -58,9 +58,9 @@ use crate::event::Name;
 /// Everything that an operator can say.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long a process that was asked to stop goes on as before, but for `/readyz`, which is 503 at once, and
-    /// `Connection: close` in every answer. So a load balancer has taken it out before its port closes. A second
-    /// signal ends the delay. `dev` has none, and neither has a process that stops by itself.
+    /// How long a process that was asked to stop keeps serving, with `/readyz` answering 503 and `Connection: close` in
+    /// every response, so that a load balancer stops using it before its port closes. A second signal ends the delay.
+    /// `dev` has none, and neither has a process that stops by itself.
     pub shutdown_delay: Duration,
     /// How long a stopping process may take to finish what it holds, after `shutdown_delay`.
     pub shutdown_grace: Duration,

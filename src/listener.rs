@@ -49,7 +49,7 @@ pub(crate) struct Limits {
     pub(crate) header_timeout: Duration,
     /// How long a connection may be idle, before its first request and between two.
     pub(crate) idle_timeout: Duration,
-    /// How long an idle connection stays open after the port was closed, for a request that is under way.
+    /// How long an idle connection stays open after the port was closed, for a request that is already on its way.
     pub(crate) linger: Duration,
     /// The most bytes that are held of a request's headers.
     pub(crate) max_headers: usize,
@@ -84,7 +84,7 @@ impl Default for Observer {
     }
 }
 
-/// An address that is taken, and on which nobody is let in yet.
+/// An address that is bound but not yet listening.
 pub(crate) struct Reserved {
     socket: TcpSocket,
     limits: Limits,
@@ -96,7 +96,7 @@ impl Reserved {
         self.socket.local_addr()
     }
 
-    /// Lets connections in. Fails if another process was faster to do so on this address.
+    /// Starts accepting connections. Fails if another process is already listening on this address.
     pub(crate) fn listen(self) -> io::Result<Listener> {
         let address = self.address()?;
         let socket = self.socket.listen(BACKLOG).map_err(explain(address))?;
@@ -119,7 +119,7 @@ fn explain(address: SocketAddr) -> impl Fn(io::Error) -> io::Error {
 }
 
 impl Listener {
-    /// Takes an address without listening on it. Port 0 takes a free one.
+    /// Binds an address without listening on it. Port 0 takes a free one.
     pub(crate) fn reserve(address: SocketAddr, limits: Limits) -> io::Result<Reserved> {
         let bound = || {
             let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -185,7 +185,7 @@ impl Listener {
         tokio::join!(stop.run_until_cancelled(announced), door.accept(&socket, &stop));
         door.shared.leaving.store(true, Ordering::Relaxed);
         if let Err(error) = door.close(socket).await {
-            tracing::warn!(error = %error, "Closed a port before all of its connections were taken: {error}");
+            tracing::warn!(error = %error, "Some connections waiting on the port were not accepted before it closed: {error}");
         }
         ends.send_replace(());
         door.connections.close();
@@ -330,7 +330,16 @@ impl Said {
         }
         self.last = Some(Instant::now());
         let left_out = std::mem::take(&mut self.left_out);
-        tracing::warn!(error = %error, failures.unlogged = left_out, "Could not accept a connection: {error}");
+        if is_out_of_descriptors(error) {
+            tracing::warn!(
+                error = %error,
+                failures.unlogged = left_out,
+                "Could not accept a connection: {error}; raise the open-file limit (LimitNOFILE, ulimit -n) or lower \
+                 gateway.max_connections"
+            );
+        } else {
+            tracing::warn!(error = %error, failures.unlogged = left_out, "Could not accept a connection: {error}");
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use super::{Broker, Links, Names, Visitor};
 use crate::config::StreamKind;
 
 /// Where an operator reads what to do about both.
-const RUNBOOK: &str = "docs/nats-stream-without-leader.md";
-/// The first and the last version of nats-server that stops a replicated stream for good when a publish names a wrong
+const RUNBOOK: &str = "docs/nats-stream-without-leader.md of the source repository";
+/// The first and the last version of nats-server that permanently stops a replicated stream when a publish has a wrong
 /// `Nats-Expected-Last-Msg-Id`.
 const AFFECTED: ((u64, u64, u64), (u64, u64, u64)) = ((2, 14, 0), (2, 15, 3));
 /// How often to look which servers this process is connected to.
@@ -40,14 +40,14 @@ pub(crate) fn can_lose_streams(version: &str) -> bool {
 /// What to say of a server whose version is affected, where streams are replicated.
 pub(crate) fn affected_note(server: &str, version: &str) -> String {
     format!(
-        "nats-server {version} ({server}) stops a replicated stream for good when one publish names a wrong \
-         Nats-Expected-Last-Msg-Id; 2.12.8 does not: see {RUNBOOK}"
+        "nats-server {version} ({server}) has a bug: one publish with a wrong Nats-Expected-Last-Msg-Id permanently \
+         stops a replicated stream; 2.12.8 is not affected; see {RUNBOOK}"
     )
 }
 
 /// What to say of a stream that has had no leader for a while.
 pub(crate) fn leaderless_note(stream: &str) -> String {
-    format!("stream {stream} has no leader: it stores nothing; see {RUNBOOK}")
+    format!("stream {stream} has no leader and accepts no messages; see the recovery procedure in {RUNBOOK}")
 }
 
 /// The streams and the buckets' streams that have no leader now, by the server's names. A stream that does not exist,

@@ -335,7 +335,10 @@ impl Supervisor {
                     }
                     Err(problem) if problem.is_final() && !worked_before => return Err(problem),
                     // What is stored over this connection shows whether it can be used, not one look at everything.
-                    Err(problem) if self.is_ready_on(connection) => self.say(&problem.to_string()),
+                    Err(problem) if self.is_ready_on(connection) => self.say(&format!(
+                        "The {} could not check NATS: {problem}; checking again in {LOOK_EVERY:?}",
+                        self.role
+                    )),
                     Err(problem) => self.tell(Link::Unfit(self.explained(&problem).await)),
                 }
             } else if worked_before || !matches!(*self.link.borrow(), Link::Connecting) {
@@ -373,7 +376,15 @@ impl Supervisor {
             Err(Problem::NoJetStream) if info.jetstream => {
                 return Err(Problem::NoAnswer("JetStream is not available at this moment".to_owned()));
             }
-            applied => self.say(&applied?.join("; ")),
+            applied => {
+                let differences = applied?.join("; ");
+                let found = format!(
+                    "The {}'s check of NATS found: {differences}. It keeps running; change the configuration, or start \
+                     once with --update-streams",
+                    self.role
+                );
+                self.say(if differences.is_empty() { "" } else { &found });
+            }
         }
         self.broker.identify_all().await?;
         if self.is_ready_on(connection) {
@@ -417,24 +428,25 @@ impl Supervisor {
         }
     }
 
-    /// Logs how things differ from the plan, once until that changes.
-    fn say(&self, differences: &str) {
+    /// Logs what a check found, once until that changes; nothing is found if it is empty.
+    fn say(&self, found: &str) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if *said != differences {
-            if !differences.is_empty() {
-                tracing::warn!("The {} found in NATS: {differences}", self.role);
+        if *said != found {
+            if !found.is_empty() {
+                tracing::warn!("{found}");
             }
-            differences.clone_into(&mut said);
+            found.clone_into(&mut said);
         }
     }
 
-    /// Logs and counts that something was made that had been there before.
+    /// Logs and counts that something was recreated that had existed before.
     fn made(&self, made: &Made<'_>, seen_before: bool) {
         if seen_before {
             self.broker.counts.made_again(made.0);
             tracing::warn!(
                 nats.asset = made.0,
-                "The {} had to make {} again, which was deleted or lost; what it held is gone",
+                "The {} recreated {}: it had been deleted or lost, and its previous contents are gone. Find out who \
+                 deleted it",
                 self.role,
                 made.0
             );

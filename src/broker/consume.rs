@@ -160,7 +160,9 @@ impl Received {
             tracing::warn!(
                 nats.stream = self.origin.stream.name(),
                 nats.sequence = self.sequence,
-                "Message {} of {} was not answered with {kind:?}: the stream no longer has it, or does not answer",
+                "Did not send the {} for message {} of {}: the stream no longer has it, or did not respond. If it still \
+                 has it, it will be redelivered",
+                name_of(kind),
                 self.sequence,
                 self.origin.stream
             );
@@ -170,6 +172,17 @@ impl Received {
         if let Err(error) = self.acker.ack_with(kind).await {
             tracing::debug!(nats.sequence = self.sequence, "Could not tell the stream: {error}");
         }
+    }
+}
+
+/// What this kind of ack is called in the log.
+fn name_of(kind: AckKind) -> &'static str {
+    match kind {
+        AckKind::Ack => "ack",
+        AckKind::Nak(_) => "nak",
+        AckKind::Progress => "progress signal",
+        AckKind::Next => "ack and next",
+        AckKind::Term => "term",
     }
 }
 

@@ -1,10 +1,10 @@
 //! Whether a stream is still the one that this process has seen before.
 //!
-//! A sequence means nothing without the store that gave it. A store that was emptied, restored from an older copy, cut
-//! off at its end, or deleted and made again gives the same sequences to other messages, and an ack is nothing but a
-//! sequence. So what was seen of every stream is remembered for the life of the process and compared at every
-//! connection, and whenever there is reason to doubt it. What is told of a message that came over an earlier connection
-//! is told only after the stream has shown that it still has this very message.
+//! Sequences are only meaningful within one incarnation of a stream. A stream that was purged, restored from an older
+//! backup, truncated, or deleted and recreated assigns the same sequences to other messages, and an ack is nothing but
+//! a sequence. So what was seen of every stream is remembered for the life of the process and compared at every
+//! connection, and whenever it may have changed. An ack of a message that came over an earlier connection is sent only
+//! after the stream has shown that it still has this very message.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -71,18 +71,20 @@ impl Store {
     fn consequence(self) -> &'static str {
         match self {
             Self::Stream(StreamKind::Outbox) => {
-                "deliveries taken before are not acked; what waits for a message that is gone gets a dead letter"
+                "earlier deliveries are acked only if it still has their message; pointers to lost messages are dead-lettered"
             }
             Self::Stream(StreamKind::Retry) => {
-                "deliveries taken before are not acked; deliveries that no longer wait there are scheduled again"
+                "earlier deliveries are acked only if it still has their message; missing retries are rescheduled"
             }
-            Self::Stream(StreamKind::Receipts) => "deliveries that ended before may be made again after a redelivery",
-            Self::Stream(StreamKind::Events) => "events that no agent has taken may be gone, and repeats are not known",
-            Self::Stream(StreamKind::Dead) => "dead letters may be gone",
-            Self::Stream(StreamKind::Tasks) => "offers that no agent has taken may be gone",
-            Self::Stream(StreamKind::Quarantine) => "rejected requests may be gone",
-            Self::Endpoints => "pauses, cancellations and endpoints of run time may be gone",
-            Self::Tasks => "tasks may be gone",
+            Self::Stream(StreamKind::Receipts) => {
+                "deliveries that had already finished may be sent again if they are redelivered"
+            }
+            Self::Stream(StreamKind::Events) => "unconsumed events may be lost, and duplicates are no longer detected",
+            Self::Stream(StreamKind::Dead) => "dead letters may be lost",
+            Self::Stream(StreamKind::Tasks) => "unconsumed task offers may be lost",
+            Self::Stream(StreamKind::Quarantine) => "rejected requests may be lost",
+            Self::Endpoints => "pauses, cancellations and runtime endpoints may be lost",
+            Self::Tasks => "tasks may be lost",
         }
     }
 }
@@ -101,9 +103,9 @@ enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Recreated { created } => write!(formatter, "it was created anew at {}", rfc3339(*created)),
-            Self::Shortened { from, to } => write!(formatter, "its last sequence went back from {from} to {to}"),
-            Self::Rewritten { sequence } => write!(formatter, "it has another message at sequence {sequence}"),
+            Self::Recreated { created } => write!(formatter, "it was created at {}", rfc3339(*created)),
+            Self::Shortened { from, to } => write!(formatter, "its last sequence dropped from {from} to {to}"),
+            Self::Rewritten { sequence } => write!(formatter, "sequence {sequence} holds a different message"),
         }
     }
 }
@@ -265,8 +267,8 @@ impl Broker {
             if let Some(change) = change {
                 tracing::error!(
                     nats.stream = name,
-                    "{name} is not the stream that it was: {change}. It was emptied, restored, cut off or deleted \
-                     while this process ran: {}",
+                    "Stream {name} was replaced while this process ran ({change}): it was purged, restored from a \
+                     backup, truncated, or deleted and recreated; {}. Check who changed it",
                     store.consequence()
                 );
                 self.identities.replaced.send_replace(());

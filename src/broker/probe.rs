@@ -101,7 +101,7 @@ impl Denied {
     }
 }
 
-/// Probes what a role needs, and leaves a server that has no part in a quorum.
+/// Probes what a role needs, and leaves a server that has no quorum.
 pub(super) struct Prober {
     broker: Broker,
     role: &'static str,
@@ -181,14 +181,14 @@ impl Prober {
             Some(trouble) => tracing::error!(
                 nats.server = server,
                 nats.reason = trouble.reason,
-                "The {role} is not ready: {trouble}; looking again until it is"
+                "The {role} is not ready: {trouble}; checking again until it is ready"
             ),
-            None => tracing::info!(nats.server = server, "The {role} is ready again: NATS stores what it needs"),
+            None => tracing::info!(nats.server = server, "The {role} is ready again: NATS acknowledges writes"),
         }
         self.said = trouble;
     }
 
-    /// Goes to another server where this one has had no part in a quorum for a while: it may be cut off from the
+    /// Connects to another server where this one has had no quorum for a while: it may be partitioned from the
     /// others. A silent one is left by the client, which gets no answer to its pings.
     async fn leave(&mut self) {
         let lasts = |need: &Need| {
@@ -210,7 +210,12 @@ impl Prober {
             return;
         }
         let server = self.broker.server_name();
-        tracing::warn!(nats.server = server, "The {} leaves nats-server {server} for another one", self.role);
+        tracing::warn!(
+            nats.server = server,
+            "nats-server {server} has had no quorum for {} s; the {} connects to another server",
+            LEAVE_AFTER.as_secs(),
+            self.role
+        );
         self.patience = (self.patience * if self.left.is_some() { 2 } else { 1 }).min(LEAVE_AGAIN_MOST);
         self.left = Some(Instant::now());
         if let Err(error) = self.broker.client.force_reconnect().await {
@@ -288,7 +293,7 @@ impl Broker {
         match tokio::time::timeout(ANSWER_WITHIN, asked).await {
             Ok(Ok(answer)) => serde_json::from_slice(&answer.payload).map_err(|error| Trouble {
                 cause: Cause::NoQuorum,
-                reason: format!("{what}: the answer of nats-server {} cannot be read: {error}", self.server_name()),
+                reason: format!("{what}: cannot parse the response of nats-server {}: {error}", self.server_name()),
             }),
             Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(Trouble {
                 cause: Cause::NoQuorum,
@@ -315,7 +320,7 @@ impl Broker {
     pub(super) async fn explain(&self, what: &str, stream: &str) -> Trouble {
         let server = self.server_name();
         if !self.echoes().await {
-            let reason = format!("nats-server {server} does not answer");
+            let reason = format!("nats-server {server} does not respond");
             return Trouble { cause: Cause::Silent, reason };
         }
         let asked = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new());
@@ -332,13 +337,13 @@ impl Broker {
             Some(Info { cluster: Some(ClusterInfo { leader }), .. }) => {
                 match leader.filter(|leader| !leader.is_empty()) {
                     Some(leader) => no_leader(format!(
-                        "{what} does not confirm: its leader {leader} has no quorum or does not answer"
+                        "{what} does not acknowledge writes: its leader {leader} has lost quorum or does not respond"
                     )),
                     None => no_leader(format!("{what} has no leader: no quorum")),
                 }
             }
-            Some(_) => no_leader(format!("{what} does not confirm on nats-server {server}")),
-            None => no_quorum(format!("{what} does not answer through nats-server {server}: no quorum")),
+            Some(_) => no_leader(format!("{what} does not acknowledge writes on nats-server {server}")),
+            None => no_quorum(format!("no response about {what} through nats-server {server}: probably no quorum")),
         }
     }
 
@@ -361,7 +366,7 @@ impl Broker {
         match u64::try_from(most).ok().filter(|most| *most > 0 && used + bytes > *most) {
             Some(most) => Err(Trouble {
                 cause: Cause::Full { bytes },
-                reason: format!("{what} is full: {used} of max_bytes {most} are used"),
+                reason: format!("{what} is full ({used} of {most} bytes): raise its max_bytes or remove messages"),
             }),
             None => Ok(()),
         }
@@ -380,7 +385,12 @@ impl Broker {
             Ok(Ok(answer)) => match serde_json::from_slice::<Answer>(&answer.payload) {
                 Ok(Answer { error: Some(error) }) => judge(&what, &error)?,
                 Ok(_) => {}
-                Err(error) => return Err(Trouble { cause: Cause::Missing, reason: format!("{what}: {error}") }),
+                Err(error) => {
+                    let reason = format!(
+                        "cannot parse the publish ack of {what}: {error}; is another service answering on its subjects?"
+                    );
+                    return Err(Trouble { cause: Cause::Missing, reason });
+                }
             },
             Ok(Err(_)) | Err(_) if self.denied.contains(&key) => return self.is_led(&what, &stream).await,
             Ok(Err(_)) | Err(_) => return Err(self.explain(&what, &stream).await),
@@ -398,7 +408,7 @@ impl Broker {
             return judge(&what, error);
         }
         if info.paused {
-            let reason = format!("{what} is paused, so nothing is delivered; resume it with the NATS tools");
+            let reason = format!("{what} is paused, so nothing is delivered; resume it with the nats CLI");
             return Err(Trouble { cause: Cause::Paused, reason });
         }
         Ok(())
@@ -417,15 +427,18 @@ fn judge(what: &str, error: &jetstream::Error) -> Result<(), Trouble> {
         ErrorCode::SEQUENCE_NOT_FOUND | ErrorCode::NO_MESSAGE_FOUND => Ok(()),
         _ if ["store EOF", "no message found", "not permitted"].iter().any(|fine| text.contains(fine)) => Ok(()),
         ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => {
-            trouble(Cause::Missing, format!("{what} is missing; it is being made again"))
+            trouble(Cause::Missing, format!("{what} is missing; it is being recreated"))
         }
         ErrorCode::STREAM_MESSAGE_DELETE_FAILED
         | ErrorCode::STREAM_STORE_FAILED
         | ErrorCode::STREAM_PURGE_FAILED
         | ErrorCode::INSUFFICIENT_RESOURCES
-        | ErrorCode::STORAGE_RESOURCES_EXCEEDED => {
-            trouble(Cause::Disk, format!("{what} cannot be written, is the disk of its server full? {text}"))
-        }
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED => trouble(
+            Cause::Disk,
+            format!(
+                "cannot write to {what}: {text}; check free disk space and the JetStream storage limits of its server"
+            ),
+        ),
         ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER => {
             trouble(Cause::NoQuorum, format!("{what} cannot be used, there is no quorum: {text}"))
         }

@@ -118,10 +118,12 @@ enum Exceeded {
 impl fmt::Display for Exceeded {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Messages(most) => write!(formatter, "max_batch is {most}"),
-            Self::Bytes(most) => write!(formatter, "max_bytes is {most}"),
-            Self::Expires(Some(most)) => write!(formatter, "max_expires is {}", humantime::format_duration(*most)),
-            Self::Expires(None) => write!(formatter, "max_expires is less"),
+            Self::Messages(most) => write!(formatter, "MaxRequestBatch is {most}"),
+            Self::Bytes(most) => write!(formatter, "MaxRequestMaxBytes is {most}"),
+            Self::Expires(Some(most)) => {
+                write!(formatter, "MaxRequestExpires is {}", humantime::format_duration(*most))
+            }
+            Self::Expires(None) => write!(formatter, "MaxRequestExpires is lower"),
         }
     }
 }
@@ -315,8 +317,8 @@ impl<'a> Pulls<'a> {
                         tracing::warn!(
                             nats.stream = %self.stream,
                             nats.durable = self.durable,
-                            "NATS refused a pull from durable {} on {}, {exceeded}: smaller pulls are used from now \
-                             on, which costs throughput",
+                            "NATS rejected a pull on durable {} of {} ({exceeded}); smaller pulls are used, which lowers \
+                             throughput. Remove that limit of the consumer or account",
                             self.durable,
                             self.stream
                         );

@@ -1,7 +1,7 @@
-//! A connection beside a role's own, for listening to subjects that others may publish on.
+//! The subscription connection: a second connection of a role, for subscriptions to subjects that others may publish on.
 //!
-//! A message that the client library cannot read ends the connection over which it comes. What is listened to here can
-//! be read again elsewhere, so such an end costs a moment and none of the role's publishes and deliveries.
+//! A message that the client library cannot read ends the connection over which it arrives. Whatever arrives here can
+//! be read again elsewhere, so a lost connection costs a moment and none of the role's publishes and deliveries.
 
 use std::sync::{Arc, Weak};
 
@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, watch};
 use super::connect::{REQUEST_TIMEOUT, SaidOnce, options, reconnect_delay};
 use crate::config::Nats;
 
-/// The connection, made when it is first needed, and made anew when its client has died.
+/// The subscription connection: established when it is first needed, and again when its client has died.
 pub(super) struct Side {
     nats: Nats,
     /// Whose it is, in the log and in what the server shows of its connections.
@@ -19,7 +19,7 @@ pub(super) struct Side {
     current: Mutex<Option<SideClient>>,
 }
 
-/// A client of the side connection. Cheap to clone.
+/// A client of the subscription connection. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct SideClient {
     pub(super) client: Client,
@@ -74,7 +74,7 @@ impl Side {
                             changed.send_modify(|changes| changes.made += 1);
                         }
                         Event::Disconnected => {
-                            tracing::debug!("The {owner}'s second NATS connection, for listening, was lost");
+                            tracing::debug!("The {owner}'s subscription connection to NATS was lost");
                             changed.send_modify(|changes| changes.lost += 1);
                         }
                         _ => {}

@@ -91,8 +91,8 @@ async fn settle(client: &Client) -> bool {
 
 /// The revisions of tasks that this process wrote a moment ago.
 ///
-/// A leader that has been cut off from the others believes in itself for some seconds and answers with what it has; so
-/// what is read is never believed when it is older than what was written here.
+/// A leader that has been partitioned from the others still considers itself leader for a few seconds and answers with
+/// stale records; so a record that is older than what was written here is ignored.
 #[derive(Debug, Default)]
 pub(super) struct Written(Mutex<HashMap<String, (u64, Instant)>>);
 
@@ -310,7 +310,7 @@ impl Broker {
         // A read that follows goes over another connection: it has to find the subscription at the server.
         let settled = tokio::time::timeout(SETTLE_WITHIN, settle(&side.client)).await;
         if !settled.is_ok_and(|settled| settled) {
-            return Err(failed(&"the second connection, for listening, is not there"));
+            return Err(failed(&"the subscription connection is not established yet; retry"));
         }
         Ok(News { subject, news, made: side.made(), side, from: self.side.clone(), woken: None })
     }

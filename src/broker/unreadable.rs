@@ -254,7 +254,7 @@ impl Look<'_> {
         if !sequences.is_empty() {
             tracing::info!(
                 nats.stream = self.name,
-                "Asked for {} messages of {} again that were lost with a connection",
+                "Nakked {} in-flight messages of {} whose connection was lost, so that they are redelivered at once",
                 sequences.len(),
                 self.name
             );
@@ -280,8 +280,8 @@ pub(super) async fn verdicts(client: &Client, stream: &str, heads: &[Raw]) -> Re
         Ok(tested) => suspects.iter().zip(tested).for_each(|((index, _), verdict)| verdicts[*index] = verdict),
         Err(error) => tracing::warn!(
             nats.stream = stream,
-            "Cannot test whether messages of {stream} are readable, an unreadable one will end the connection again: \
-             {error}"
+            "Cannot test messages of {stream} for readability: {error}. None is removed; an unreadable one will end the \
+             connection again"
         ),
     }
     Ok(verdicts)

@@ -434,9 +434,9 @@ async fn cluster(config: &Config, server: &Server, visitor: &Visitor) -> bool {
     }
     if replicas == 1 {
         say(
-            "  warning: the server is part of a cluster, and nats.replicas is 1: every stream is gone for as long as one",
+            "  warning: the server is part of a cluster; with nats.replicas = 1, each stream is unavailable while the one",
         );
-        say("           server is; set nats.replicas = 3 and start once with --update-streams");
+        say("           server that stores it is down; set nats.replicas = 3 and start once with --update-streams");
     } else if can_lose_streams(&server.version) {
         say(&format!("  warning: {}", affected_note(&server.name, &server.version)));
     }

@@ -26,9 +26,10 @@ dead is sent again with `hookbridge dead replay`.";
 
 /// What `deliveries repair --help` ends with.
 const REPAIR: &str = "\
-Couriers do the same every `egress.repair_every`; this does it at once, for what is due later, too. A delivery is lost \
-if its last receipt says that it waits, OUTBOX has handed it out, and RETRY has nothing of it. Where OUTBOX has lost \
-its message, too, it becomes a dead letter without a body. Nothing is sent twice, however many do this at a time.";
+Runs the check immediately that couriers run every `egress.repair_every`, and includes what is due later. A delivery \
+counts as lost if its last receipt says that it waits, OUTBOX has acked it, and RETRY has no message for it. If OUTBOX \
+no longer has its message either, a dead letter without a body is written. Nothing is sent twice, even if several \
+processes run this check at the same time.";
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -71,7 +72,7 @@ enum Command {
         #[arg(long, value_name = "DELIVERY_ID", value_parser = delivery_id)]
         delivery: String,
     },
-    /// Schedules again what RETRY has lost: waiting deliveries and deadlines of tasks.
+    /// Reschedules deliveries and task deadlines that are missing from RETRY.
     #[command(after_help = REPAIR)]
     Repair {
         /// Only print what would be done.
@@ -158,21 +159,21 @@ async fn repair(visitor: &Visitor, dry_run: bool, json: bool) -> anyhow::Result<
     };
     let mut from = Some(1);
     while let Some(place) = from {
-        let page = repair.deliveries(place).await.context("RECEIPTS and RETRY")?;
+        let page = repair.deliveries(place).await.context("cannot compare RECEIPTS with RETRY")?;
         show(&page);
         from = page.next;
     }
     from = Some(1);
     while let Some(place) = from {
-        let page = repair.deadlines(place).await.context("deadlines of tasks")?;
+        let page = repair.deadlines(place).await.context("cannot check task deadlines")?;
         show(&page);
         from = page.next;
     }
     if !json {
         complain(&match (count, dry_run) {
-            (0, _) => "nothing is lost".to_owned(),
-            (count, true) => format!("{count} lost; nothing was changed"),
-            (count, false) => format!("{count} lost and repaired"),
+            (0, _) => "no lost deliveries or deadlines found".to_owned(),
+            (count, true) => format!("{count} would be repaired (dry run)"),
+            (count, false) => format!("{count} repaired"),
         });
     }
     Ok(())
@@ -193,16 +194,22 @@ fn repaired_as_json(repaired: &Repaired, dry_run: bool) -> String {
 }
 
 fn repaired_as_line(repaired: &Repaired, dry_run: bool) -> String {
-    let verb = if dry_run { "would be" } else { "is" };
+    let verb = if dry_run { "would be" } else { "was" };
     match repaired {
         Repaired::Rescheduled { agent, delivery_id, attempt, due } => {
-            format!("delivery {delivery_id} of agent {agent}: attempt {attempt} {verb} scheduled for {}", rfc3339(*due))
+            format!(
+                "delivery {delivery_id} of agent {agent}: attempt {attempt} {verb} rescheduled for {}",
+                rfc3339(*due)
+            )
         }
         Repaired::Dead { agent, delivery_id } => {
-            format!("delivery {delivery_id} of agent {agent}: {verb} dead, OUTBOX has lost its message, too")
+            format!(
+                "delivery {delivery_id} of agent {agent} {verb} dead-lettered (expired): OUTBOX no longer has its \
+                 message either"
+            )
         }
         Repaired::Deadline { agent, task_id, due } => {
-            format!("task {task_id} of agent {agent}: its deadline {verb} scheduled for {}", rfc3339(*due))
+            format!("task {task_id} of agent {agent}: its deadline {verb} rescheduled for {}", rfc3339(*due))
         }
     }
 }

@@ -37,8 +37,8 @@ pub(super) struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Endpoints of the configuration and of run time, and what is said about them: disabled, paused, left alone, held
-    /// until the end of a Retry-After.
+    /// Endpoints of the configuration and of run time, and their state: paused, disabled, circuit breaker open, or held
+    /// by Retry-After.
     List {
         /// One JSON object a line.
         #[arg(long)]
@@ -59,7 +59,7 @@ enum Command {
     },
     /// Lets deliveries wait until they are resumed.
     Pause(Target),
-    /// Lets them go on, and brings forward what waited: after a pause, or before the end of a Retry-After.
+    /// Resumes deliveries after a pause, or before a Retry-After has elapsed, and sends what waited.
     Resume(Target),
     /// Ends every delivery, waiting and to come, with a dead letter.
     Disable(Target),
@@ -162,7 +162,7 @@ async fn word(control: &Control, config: &Config, target: &Target, word: Word) -
     let changed = control.say(&token, word, &target.reason).await? || lifted;
     let now = match word {
         Word::Pause => "paused: deliveries wait",
-        Word::Resume => "not paused, nor held by a Retry-After: what waited comes now",
+        Word::Resume => "resumed: waiting deliveries are being sent",
         Word::Disable => "disabled: deliveries are dead",
         Word::Enable => "not disabled",
         Word::Cancel => "rid of everything published until now: each delivery gets its cancelled receipt",

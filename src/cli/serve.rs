@@ -32,11 +32,14 @@ pub(super) async fn run(arguments: Arguments, roles: Roles) -> anyhow::Result<()
     };
     let delay = config.shutdown_delay;
     if asked && !delay.is_zero() {
-        tracing::info!(delay_ms = delay.as_millis() as u64, "Stopping in {delay:?}: not ready, and serving until then");
+        tracing::info!(
+            delay_ms = delay.as_millis() as u64,
+            "Shutting down in {delay:?}; still serving, reported as not ready"
+        );
         app.leave();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = signals.stop(|| app.reload()) => tracing::info!("A second signal: the rest of the delay is left out"),
+            () = signals.stop(|| app.reload()) => tracing::info!("Second signal: skipping the rest of shutdown_delay"),
             () = app.ended() => {}
         }
     }

@@ -47,9 +47,9 @@ pub struct Egress {
     /// When a destination that fails is left alone for a while.
     #[serde(deserialize_with = "breaker_or_none")]
     pub breaker: Option<Breaker>,
-    /// How often each courier looks for waiting deliveries and deadlines that RETRY has lost, because somebody purged it
-    /// or it was damaged: they are scheduled again, or become dead letters where OUTBOX has lost them, too. `"0s"`
-    /// never looks; `hookbridge deliveries repair` looks at once.
+    /// Interval of the check for deliveries and task deadlines that are missing from RETRY, because it was purged or
+    /// damaged: they are rescheduled, or dead-lettered if OUTBOX has lost the message too. `"0s"` disables it;
+    /// `hookbridge deliveries repair` runs it immediately.
     #[serde(with = "humantime_serde")]
     pub repair_every: Duration,
     /// The keys that seal what is stored of endpoints at run time, 32 bytes each in base64 or hexadecimal. The first

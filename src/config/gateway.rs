@@ -28,13 +28,13 @@ pub struct Gateway {
     pub max_headers: ByteSize,
     /// Bodies held in memory at once, over all requests. What does not fit is answered 429.
     pub max_in_flight: ByteSize,
-    /// Connections open at once. For one more, the one that has been idle longest is closed; where a request is in
-    /// progress on each, it waits. Each needs a file descriptor: where the process may not open so many files and
+    /// Connections open at once. When full, the longest-idle connection is closed to admit a new one; if none is
+    /// idle, the new one waits. Each needs a file descriptor: where the process may not open so many files and
     /// still have a reserve for NATS, the admin pages and deliveries, fewer are taken, and the log says so.
     pub max_connections: usize,
-    /// How long a connection may be idle, before its first request and between two. Longer than the load balancer or
-    /// reverse proxy in front keeps its unused connections, or it sends requests on connections that are just being
-    /// closed and answers 502: AWS and nginx keep them for 60 s, Google for 600 s and needs `"620s"`.
+    /// How long a connection may be idle, before its first request and between two. Set it above the keep-alive timeout
+    /// of the load balancer or reverse proxy in front (AWS, nginx: 60 s; Google: 600 s, so `"620s"`), or it may answer
+    /// 502 for requests on a connection that is being closed.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// How long the headers of a request may take to arrive, from their first byte.

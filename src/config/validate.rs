@@ -173,7 +173,7 @@ fn gateway(config: &Config, findings: &mut Findings) {
         findings.add("gateway.max_connections", "must be at least 1");
     }
     if config.shutdown_delay > LONGEST_DELAY {
-        findings.add("shutdown_delay", "must be at most 1h: no load balancer takes longer to notice");
+        findings.add("shutdown_delay", "must be at most 1h");
     }
     if gateway.idle_timeout.is_zero() {
         findings.add("gateway.idle_timeout", "must be more than 0: a connection is idle before its first request");
@@ -508,7 +508,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
     }
     if config.gateway.idle_timeout <= KEPT_BY_BALANCERS {
         warnings.push(format!(
-            "gateway.idle_timeout: {} is not longer than load balancers keep unused connections (AWS and nginx: 60s): behind one, requests that meet a connection that is just being closed are answered 502 by it",
+            "gateway.idle_timeout: {} is too short behind a load balancer: set it above the balancer's keep-alive timeout (AWS, nginx: 60s), or the balancer may answer 502 for requests on a connection that is being closed",
             humantime::format_duration(config.gateway.idle_timeout)
         ));
     }

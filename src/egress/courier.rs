@@ -31,7 +31,7 @@ const LOAD_AGAIN: Duration = Duration::from_millis(500);
 const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
 /// The longest time after which the head of a line is looked at again.
 const LINE_LOOKS: Duration = Duration::from_secs(5);
-/// How long telling what destinations have asked for may take when the process stops.
+/// How long publishing new holds may take when the process stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The shortest time after which a message comes again.
 const SOON: Duration = Duration::from_millis(20);

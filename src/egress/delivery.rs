@@ -192,7 +192,9 @@ impl Worker {
                 }
                 let is_bounded = destination.policy().last_moment(job.original.stored) == Some(due);
                 let detail = outcome.detail().map(|detail| match is_bounded {
-                    true => format!("{detail}; the next attempt is the last one that the age of the message allows"),
+                    true => format!(
+                        "{detail}; the next attempt is the last one that max_age or the retention of OUTBOX allows"
+                    ),
                     false => detail,
                 });
                 Box::pin(self.put_off(job, &attempt, detail, due, took, &trace)).await;
@@ -209,13 +211,13 @@ impl Worker {
         None
     }
 
-    /// Lets a delivery wait that could not be tried for want of a file descriptor.
+    /// Reschedules a delivery that could not be attempted because no file descriptor was left.
     async fn not_now(&self, job: &Job<'_>, outcome: &Outcome) -> Option<SystemTime> {
         if let Some(left_out) = self.said_no_descriptor.pass(self.clock.now()) {
             tracing::error!(
                 endpoint.name = job.route.metric_name,
-                "No file descriptor is left for deliveries ({}), {left_out} more since this was last said; they wait a \
-                 moment and use up no attempt. Raise the limit of open files, or lower egress.concurrency and \
+                "Out of file descriptors for deliveries ({}); they are rescheduled without using an attempt \
+                 ({left_out} similar messages suppressed). Raise the open-file limit, or lower egress.concurrency and \
                  gateway.max_connections",
                 outcome.detail().unwrap_or_default()
             );

@@ -289,7 +289,7 @@ impl Worker {
         let (key, until) = (key(held_as), rfc3339(hold.until));
         tracing::info!(
             destination = held_as,
-            "{held_as} asked with Retry-After for no request before {until}; what is for it waits"
+            "Destination {held_as} sent Retry-After: no requests before {until}; its deliveries wait"
         );
         let record = Record::new(State::Held, hold.until, hold.at, &self.process);
         let word = self.registry.sealer().word(&key, &record);
@@ -297,7 +297,7 @@ impl Worker {
             tracing::warn!(
                 destination = held_as,
                 error = %error,
-                "Cannot tell other couriers that {held_as} is held until {until}; will retry"
+                "Could not publish the hold of {held_as} until {until} to other couriers: {error}; retrying"
             );
             holds.table().untold.insert(held_as.to_owned());
             holds.changed.notify_one();
@@ -313,7 +313,7 @@ impl Worker {
             until.is_none_or(|until| until <= self.clock.now())
         };
         if let Err(error) = self.broker.forget_endpoint_if(&key, is_over).await {
-            tracing::debug!(bucket.key = key, error = %error, "The record of a hold that has ended stays for now");
+            tracing::debug!(bucket.key = key, error = %error, "Could not delete the record of a hold that has ended: {error}; retrying later");
         }
     }
 
@@ -334,12 +334,15 @@ impl Worker {
             }
             // Whoever lifts a hold says so.
             None if sealer.can_seal() && holds.is_held(held_as, now) => {
-                return Err("was taken away before its time by somebody else".to_owned());
+                return Err("was deleted by another writer before it expired; ignored".to_owned());
             }
             None => holds.table().removed(held_as, now),
         };
         if let (true, Some((token, _))) = (lifted, read_key(key)) {
-            tracing::info!(destination = held_as, "{held_as} is held no more; what waited comes now");
+            tracing::info!(
+                destination = held_as,
+                "Destination {held_as} is no longer held by Retry-After; its waiting deliveries are being sent"
+            );
             self.gates.release(token);
         }
         Ok(true)

@@ -160,7 +160,7 @@ impl Ledger {
             if within.is_some_and(|within| refused_for >= within) {
                 tracing::error!(
                     nats.subject = subject,
-                    "Gave up writing to {subject} after {seconds} s: {error}; mend the stream that takes it"
+                    "Gave up publishing to {subject} after {seconds} s: {error}; check the stream that takes this subject"
                 );
                 return Err(error);
             }
@@ -168,7 +168,7 @@ impl Ledger {
                 logged = refused_for;
                 tracing::error!(
                     nats.subject = subject,
-                    "Still not written to {subject} after {seconds} s: {error}; trying on"
+                    "Could not publish to {subject} for {seconds} s: {error}; still retrying"
                 );
             }
             if matches!(error, PublishError::NoStream(_)) {

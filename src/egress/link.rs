@@ -1,5 +1,6 @@
-//! No attempt begins that could not be written down: while the connection to NATS is down, or is not the one over which
-//! it was made sure that nobody else has the delivery, attempts wait with their message in hand.
+//! An attempt starts only on the connection on which exclusive ownership of the delivery was last verified. While the
+//! connection to NATS is down or has changed, attempts wait with their message in hand: their outcome could not be
+//! recorded.
 
 use std::time::Duration;
 
@@ -64,13 +65,13 @@ impl Worker {
         }
         tracing::debug!(
             delivery.id = delivery_id,
-            "Left {delivery_id} to the stream: the connection was away for long"
+            "Left {delivery_id} to the stream: the connection was down for too long"
         );
         Resumed::LeftToStream
     }
 
-    /// Whether OUTBOX was emptied, restored or cut off since this message was taken, and no longer has it. Where NATS
-    /// does not say, it is taken for there: a pointer to it tells later that it was not.
+    /// Whether OUTBOX was replaced since this message was taken, and no longer has it. Where NATS
+    /// does not say, it is assumed to be there: a pointer to it tells later that it was not.
     pub(super) async fn is_lost(&self, original: &Original) -> bool {
         // What was replaced while the connection was down is known only now.
         if self.broker.reconfirmed().await.is_none() || !self.broker.is_doubtful(StreamKind::Outbox, original.stored) {
@@ -88,6 +89,7 @@ impl Worker {
 
 /// Why a delivery in hand is dead whose message OUTBOX has lost.
 pub(super) fn lost() -> Refusal {
-    let detail = "OUTBOX was emptied, restored or cut off while the delivery was in progress, and lost its message";
+    let detail =
+        "OUTBOX was purged, restored, truncated or recreated while the delivery was in progress, and lost its message";
     Refusal::new(Reason::Expired, detail)
 }

@@ -1,11 +1,11 @@
-//! Deliveries and deadlines that RETRY has lost: purged, cut off, deleted.
+//! Deliveries and deadlines that RETRY has lost: it was purged, truncated or deleted.
 //!
 //! Waiting belongs to RETRY alone, but the receipts tell what has to wait there, and the records of tasks which
-//! deadlines. What should wait and does not is scheduled anew, or, where OUTBOX has lost the message too, becomes a
-//! dead letter. Nothing is sent twice for it. A delivery is taken for lost only if, in this order, every durable of
-//! OUTBOX that may hold its message has acked it, RETRY's leader has nothing of it, and RECEIPTS' leader knows no end:
-//! whatever moves a delivery on writes the next of these down before it takes away the one before. And what several
-//! couriers and the command line find at the same time has one id, by which RETRY stores it once.
+//! deadlines. What should wait and does not is rescheduled, or, where OUTBOX has lost the message too, becomes a
+//! dead letter. It causes no second delivery. A delivery counts as lost only if, in this order, every durable of
+//! OUTBOX that may hold its message has acked it, RETRY's leader has no message for it, and RECEIPTS' leader has no
+//! final receipt: every step of a delivery writes the next of these before it removes the previous one. What several
+//! couriers and the command line find at the same time has the same message id, so RETRY stores it once.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -62,7 +62,7 @@ impl Repaired {
     }
 }
 
-/// A look for what is lost.
+/// A check for what is missing from RETRY.
 #[derive(Clone, Copy)]
 pub(crate) struct Repair<'a> {
     pub(crate) visitor: &'a Visitor,

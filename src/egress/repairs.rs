@@ -1,5 +1,5 @@
-//! The slow sweep: every courier looks now and then for what RETRY has lost, and at once when a stream turns out to be
-//! another one than before. A round looks at so much and no more, and the next one goes on where it ended.
+//! The repair sweep: every courier periodically looks for what is missing from RETRY, and immediately when a stream
+//! turns out to have been replaced. Each round is bounded, and the next one continues where it ended.
 //!
 //! Receipts tell of deliveries that failed or wait for long. Of one that only stands in RETRY for a moment, or was
 //! split off a fan-out, nothing is written before its first attempt. So once something was lost, the messages of OUTBOX
@@ -26,9 +26,9 @@ use crate::telemetry::metrics::RepairLabels;
 const PAGES: usize = 4;
 /// How many messages of OUTBOX, which have bodies, are read at once.
 const MESSAGES: usize = 50;
-/// How much of what waits is looked for again in the next round.
+/// How many waiting messages of RETRY are remembered, to look for them in the next round.
 const SAMPLE: usize = 32;
-/// What is younger than this may be on its way, at the most; with short intervals less.
+/// Deliveries overdue by less than this are skipped: they may still be in progress. Shorter where the interval is.
 const OVERDUE: Duration = Duration::from_secs(60);
 
 /// Where the next round goes on.
@@ -38,7 +38,7 @@ struct Places {
     tasks: u64,
     /// In OUTBOX; none while nothing was lost.
     messages: Option<u64>,
-    /// Some of what waited after the last round: where it is now tells whether RETRY loses anything.
+    /// Some of what waited after the last round: if any of it has disappeared, RETRY has lost messages.
     sample: Vec<Pointer>,
 }
 
@@ -135,17 +135,18 @@ impl Worker {
                 Repaired::Rescheduled { agent, delivery_id, attempt, .. } => tracing::warn!(
                     agent.name = agent,
                     delivery.id = delivery_id,
-                    "RETRY had lost delivery {delivery_id}: attempt {attempt} is scheduled again"
+                    "Delivery {delivery_id} was missing from RETRY: rescheduled attempt {attempt}"
                 ),
                 Repaired::Dead { agent, delivery_id } => tracing::warn!(
                     agent.name = agent,
                     delivery.id = delivery_id,
-                    "RETRY and OUTBOX had lost delivery {delivery_id}: wrote a dead letter without its body"
+                    "Delivery {delivery_id} is lost: neither RETRY nor OUTBOX has its message; wrote a dead letter without a \
+                     body"
                 ),
                 Repaired::Deadline { agent, task_id, .. } => tracing::warn!(
                     agent.name = agent,
                     task.id = task_id,
-                    "RETRY had lost the deadline of task {task_id}: scheduled it again"
+                    "The deadline of task {task_id} was missing from RETRY: rescheduled it"
                 ),
             }
         }

@@ -74,8 +74,12 @@ impl Outcome {
             Self::Gone => Some("the endpoint answered 410 Gone: it wants no more deliveries".to_owned()),
             Self::Busy { status, retry_after, is_cut } => {
                 let asked = humantime::format_duration(Duration::from_secs(retry_after.as_secs()));
-                let asked = if *is_cut { format!("more than {asked} (max_retry_after)") } else { asked.to_string() };
-                Some(format!("the endpoint answered {status} and asked for {asked}"))
+                Some(match *is_cut {
+                    true => format!(
+                        "the endpoint answered {status} with Retry-After, limited to {asked} by max_retry_after"
+                    ),
+                    false => format!("the endpoint answered {status} with Retry-After: {asked}"),
+                })
             }
             Self::Refused { status } => Some(format!("the endpoint answered {status}")),
             Self::Failed { detail, .. } | Self::Forbidden { detail } | Self::NotNow { detail } => Some(detail.clone()),
@@ -269,9 +273,12 @@ mod tests {
     fn what_was_asked_for_is_told_in_whole_seconds() {
         let busy = |millis, is_cut| Outcome::Busy { status: 429, retry_after: Duration::from_millis(millis), is_cut };
         let asked = |busy: Outcome| busy.detail().unwrap();
-        assert_eq!(asked(busy(3450, false)), "the endpoint answered 429 and asked for 3s");
+        assert_eq!(asked(busy(3450, false)), "the endpoint answered 429 with Retry-After: 3s");
         let day = 24 * 3600 * 1000;
-        assert_eq!(asked(busy(day, true)), "the endpoint answered 429 and asked for more than 1day (max_retry_after)");
+        assert_eq!(
+            asked(busy(day, true)),
+            "the endpoint answered 429 with Retry-After, limited to 1day by max_retry_after"
+        );
     }
 
     #[test]

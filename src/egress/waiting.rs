@@ -116,7 +116,7 @@ impl Worker {
     async fn tell_held(&self, job: &Job<'_>, why: Why, due: SystemTime, now: SystemTime) {
         let detail = match why {
             Why::Paused => "the destination is paused; the delivery waits until it is resumed",
-            Why::RetryAfter => "the destination asked with Retry-After for no request before then; this was no attempt",
+            Why::RetryAfter => "the destination's Retry-After has not elapsed; not counted as an attempt",
             _ => "the destination fails and is left alone for a while; this was no attempt",
         };
         let receipt = Receipt {

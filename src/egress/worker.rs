@@ -309,13 +309,12 @@ impl Worker {
         Resolved::Delivery { original, message: Box::new(message), route: Some(Box::new(route)) }
     }
 
-    /// A pointer to a sequence that another message has: expired if OUTBOX gave the sequence again after it was
-    /// emptied, restored or cut off, forged if it never can have been right.
+    /// A pointer to a sequence that another message has: expired if OUTBOX reused the sequence after it was
+    /// purged, restored, truncated or recreated, forged if it can never have been right.
     async fn other_message(&self, pointer: &Pointer, found: &Original, why: &'static str) -> Resolved {
         // The message that took the place is younger than the one that was lost.
         let is_younger = pointer.stored.is_some_and(|stored| stored < found.stored);
-        self.lost_or_forged(pointer, is_younger, "OUTBOX has lost the message, and another one has its sequence", why)
-            .await
+        self.lost_or_forged(pointer, is_younger, "OUTBOX lost the message and has reused its sequence", why).await
     }
 
     /// A pointer whose message is not there: expired if it once was, forged if it never can have been.
@@ -324,7 +323,7 @@ impl Worker {
             Ok(outbox) if pointer.sequence == 0 || pointer.sequence > outbox.last => {
                 // Later than everything that is left: the end of the stream was lost, or all of it.
                 let is_later = pointer.stored.is_some_and(|stored| stored > outbox.last_stored);
-                let detail = "OUTBOX has lost the message: it ends before its sequence";
+                let detail = "OUTBOX lost the message: its last sequence is lower";
                 self.lost_or_forged(pointer, is_later, detail, "it points to no message").await
             }
             Ok(_) => Resolved::Expired("the message is no longer in OUTBOX"),

@@ -39,7 +39,7 @@ use super::{Limits, Observer, Peer};
 const PARK_AFTER: Duration = Duration::from_millis(100);
 /// Longer than any process runs.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-/// How long the last words to a sender may take, until it lets go of the connection.
+/// How long the final response to a sender may take, until it closes the connection.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What all connections of a listener share.
@@ -284,7 +284,7 @@ impl Connection {
         }
     }
 
-    /// Gives the answer that is owed, and closes in an orderly way.
+    /// Sends the final response, if one is owed, and closes the connection in order.
     async fn end(&self, mut stream: TcpStream, owed: Option<Prepared>) {
         let last_words = async {
             if let Some((outcome, answer)) = owed {
@@ -296,7 +296,7 @@ impl Connection {
             tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
         };
         if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
-            tracing::debug!("A sender did not let go of its connection");
+            tracing::debug!("A sender did not close its connection");
         }
     }
 }

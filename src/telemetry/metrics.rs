@@ -298,21 +298,21 @@ impl Metrics {
         );
         registry.register(
             "streams_replaced",
-            "Streams that were emptied, restored, cut off or made anew under this process",
+            "Streams purged, restored, truncated or recreated while this process ran",
             self.streams_replaced.clone(),
         );
-        registry.register("egress_repaired", "What RETRY had lost, by what was done about it", self.repaired.clone());
+        registry.register("egress_repaired", "Items lost from RETRY, by repair outcome", self.repaired.clone());
         registry.register("egress_deliveries", "Deliveries in hand", self.deliveries.clone());
         registry.register("stream_messages", "Messages in each stream", self.stream_messages.clone());
         registry.register("stream_bytes", "Bytes in each stream", self.stream_bytes.clone());
         registry.register("stream_alarm", "1 for a stream near its limit", self.stream_alarm.clone());
         let help = "1 while NATS stores what the roles need and the process takes work";
         registry.register("nats_ready", help, self.nats_ready.clone());
-        let help = "How long something that the roles need has not been confirmed";
+        let help = "For how long something that the roles need has not been confirmed";
         registry.register("nats_unconfirmed_seconds", help, self.nats_unconfirmed_seconds.clone());
         let help = "Pulls from NATS that ended early, by stream and reason";
         registry.register("nats_pulls_interrupted", help, self.pulls_interrupted.clone());
-        let help = "Streams, buckets and durables that had to be made again";
+        let help = "NATS assets recreated";
         registry.register("nats_assets_made_again", help, self.made_again.clone());
         let leaderless = self.streams_without_leader.clone();
         registry.register("stream_without_leader", "1 for a stream that has had no leader for a while", leaderless);

@@ -93,7 +93,7 @@ async fn without_a_file_descriptor_nothing_is_an_attempt_and_everything_is_deliv
         publish(&nats, &format!("m-{number}")).await;
     }
 
-    courier.complains("No file descriptor is left").await;
+    courier.complains("Out of file descriptors for deliveries").await;
     receiver.otherwise(Reply::Status(204));
     for number in 0..MESSAGES {
         let delivered = async || {

@@ -74,7 +74,7 @@ async fn a_version_that_can_lose_a_stream_is_named_where_streams_are_replicated(
     assert_eq!(checked.stdout.contains(&note), affected, "{checked}");
     if affected {
         let courier = &fleet.couriers[0];
-        let line = courier.complains("stops a replicated stream for good").await;
+        let line = courier.complains("permanently stops a replicated stream").await;
         assert!(line.contains(&note) && line.contains("WARN"), "{line}");
         eventually("the note", async || {
             let (status, page) = Fleet::readyz(courier).await;

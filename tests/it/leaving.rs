@@ -65,7 +65,7 @@ async fn the_delay_ends_by_itself_and_without_one_the_port_closes_at_once() {
         gateway.ready().await;
         gateway.signal("INT").await;
         let ended = gateway.ended().await;
-        assert_eq!(ended.stderr.contains("Stopping in 300ms"), delay == "300ms", "{ended}");
+        assert_eq!(ended.stderr.contains("Shutting down in 300ms"), delay == "300ms", "{ended}");
         ended.assert_code(0);
     }
 }
@@ -78,7 +78,7 @@ async fn a_courier_goes_on_during_the_delay() {
     let program = Configuration::new(&text).serve(&nats);
     program.ready().await;
     program.signal("TERM").await;
-    program.complains("Stopping in 3600s").await;
+    program.complains("Shutting down in 3600s").await;
 
     nats.publish("outbox.a", &[("Hookbridge-Endpoint", "crm"), ("Nats-Msg-Id", "m-1")], "x").await;
     assert_eq!(receiver.next().await.header("webhook-id"), "m-1");
@@ -97,7 +97,7 @@ async fn the_signal_after_the_one_that_ends_the_delay_stops_at_once() {
     nats.publish("outbox.a", &[("Hookbridge-Endpoint", "crm")], "x").await;
     receiver.next().await;
     program.signal("TERM").await;
-    program.complains("Stopping in 3600s").await;
+    program.complains("Shutting down in 3600s").await;
     program.signal("TERM").await;
     program.complains("Stopping: finishing what is held").await;
     program.signal("TERM").await;

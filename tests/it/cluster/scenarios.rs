@@ -364,7 +364,7 @@ pub(crate) async fn growing(rates: Rates) -> Counted {
     fleet.cluster.set_replicas("EVENTS", "planner", 1).await;
     let checked = fleet.check(1).await;
     checked.assert_code(0);
-    assert!(checked.stdout.contains("part of a cluster, and nats.replicas is 1"), "{checked}");
+    assert!(checked.stdout.contains("part of a cluster; with nats.replicas = 1"), "{checked}");
     let checked = fleet.check_text(&format!("{text}{three}")).await;
     for what in ["stream OUTBOX", "bucket hookbridge_endpoints", "bucket hookbridge_tasks", "durable planner on EVENTS"]
     {
