@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Broker, ClusterNotes, Counts, Links};
+use crate::broker::{Broker, ClusterNotes, Counts, Links, TASKS_STREAM};
 use crate::secret::{KeyRing, Secret};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{AssetLabels, PullLabels, StreamLabels};
@@ -106,6 +106,11 @@ fn show_counts(metrics: &Metrics, counts: &Counts) {
     for ((stream, reason), count) in counts.pulls_interrupted() {
         let counter = metrics.pulls_interrupted.get_or_create(&PullLabels { stream: stream.name(), reason });
         counter.inner().fetch_max(count, Ordering::Relaxed);
+    }
+    let removed = counts.task_records_removed();
+    if removed > 0 {
+        let labels = StreamLabels { stream: TASKS_STREAM };
+        metrics.unreadable.get_or_create(&labels).inner().fetch_max(removed, Ordering::Relaxed);
     }
     for (asset, count) in counts.all_made_again() {
         metrics.made_again.get_or_create(&AssetLabels { asset }).inner().fetch_max(count, Ordering::Relaxed);

@@ -38,7 +38,7 @@ pub(crate) use counts::Counts;
 pub(crate) use health::Need;
 pub(crate) use history::Glimpse;
 pub(crate) use links::{Links, Role};
-pub(crate) use names::Names;
+pub(crate) use names::{Names, TASKS_STREAM};
 pub(crate) use provision::{COURIER, Plan, Problem};
 pub(crate) use publish::{Outgoing, PublishError, Schedule, Stored};
 pub(crate) use read::{Fill, ReadError, StoredMessage};

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
+use super::names::ENDPOINTS_STREAM;
 use super::raw::{self, Raw, Which};
 use super::{Broker, Names, Visitor, from_nats, unreadable};
 use crate::event::Headers;
@@ -287,7 +288,7 @@ impl Broker {
                     if remove_record(&stream, &name, record).await
                         && let Some(burial) = &self.burial
                     {
-                        burial.bury.removed_record();
+                        burial.bury.removed_record(ENDPOINTS_STREAM);
                     }
                 } else if let Some(key) = record.subject.strip_prefix(&prefix) {
                     found(key, is_value(&raw::headers(&record.headers)).then_some(&record.payload[..]));

@@ -92,7 +92,7 @@ impl ClusterNotes {
     }
 
     /// Watches the servers of a process and the streams of its cluster until stopped. `count` is called for every
-    /// stream that lost its leader (`true`) or has one again (`false`).
+    /// stream, by its label in metrics, that lost its leader (`true`) or has one again (`false`).
     pub(crate) async fn watch(self, links: Links, count: impl Fn(&str, bool), stop: CancellationToken) {
         let (mut said, mut before) = (HashSet::new(), BTreeSet::new());
         let mut pace = tokio::time::interval(LOOK_EVERY);
@@ -110,11 +110,11 @@ impl ClusterNotes {
             let Some(now) = stop.run_until_cancelled(asked).await else { return };
             let changes = self.look_at_streams(&before, &now);
             for stream in &changes.lost {
-                count(stream, true);
+                count(&broker.names.label(stream), true);
                 tracing::error!(stream.name = %stream, "{}", leaderless_note(stream));
             }
             for stream in &changes.found {
-                count(stream, false);
+                count(&broker.names.label(stream), false);
                 tracing::info!(stream.name = %stream, "Stream {stream} has a leader again");
             }
             before = now;

@@ -1,6 +1,7 @@
 //! What happened on the links to NATS of a process, counted for its metrics.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::StreamKind;
@@ -12,6 +13,8 @@ pub(crate) struct Counts {
     pulls_interrupted: Mutex<BTreeMap<(StreamKind, &'static str), u64>>,
     /// Streams, buckets and durables that were made again, by what they are.
     made_again: Mutex<BTreeMap<String, u64>>,
+    /// Records of the bucket of tasks that were removed because the client library cannot read them.
+    task_records_removed: AtomicU64,
 }
 
 impl Counts {
@@ -21,6 +24,15 @@ impl Counts {
 
     pub(super) fn made_again(&self, what: &str) {
         *lock(&self.made_again).entry(what.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn task_record_removed(&self) {
+        self.task_records_removed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many records of the bucket of tasks were removed because the client library cannot read them.
+    pub(crate) fn task_records_removed(&self) -> u64 {
+        self.task_records_removed.load(Ordering::Relaxed)
     }
 
     /// How many pulls ended early, by stream and reason.

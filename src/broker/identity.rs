@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_nats::jetstream::stream::Stream;
 use tokio::sync::watch;
 
-use super::names::{ENDPOINTS, TASKS};
+use super::names::{ENDPOINTS_STREAM, TASKS_STREAM};
 use super::read::is_absent;
 use super::{Broker, Names, Problem, ReadError};
 use crate::clock::rfc3339;
@@ -46,8 +46,8 @@ impl Store {
     fn label(self) -> &'static str {
         match self {
             Self::Stream(kind) => kind.name(),
-            Self::Endpoints => ENDPOINTS,
-            Self::Tasks => TASKS,
+            Self::Endpoints => ENDPOINTS_STREAM,
+            Self::Tasks => TASKS_STREAM,
         }
     }
 

@@ -4,9 +4,13 @@ use crate::config::StreamKind;
 use crate::event::Name;
 
 /// The bucket of endpoint states.
-pub(super) const ENDPOINTS: &str = "hookbridge_endpoints";
+const ENDPOINTS: &str = "hookbridge_endpoints";
 /// The bucket of tasks.
-pub(super) const TASKS: &str = "hookbridge_tasks";
+const TASKS: &str = "hookbridge_tasks";
+/// The stream of the bucket of endpoint states, without a configured prefix: its label in metrics.
+pub(super) const ENDPOINTS_STREAM: &str = "KV_hookbridge_endpoints";
+/// The stream of the bucket of tasks, without a configured prefix: its label in metrics.
+pub(crate) const TASKS_STREAM: &str = "KV_hookbridge_tasks";
 
 /// Adds and takes off the prefix: `acme.events.…`, `acme_EVENTS`, `acme_hookbridge_tasks`.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +43,13 @@ impl Names {
         self.underscored(kind.name())
     }
 
+    /// The name of a stream, or of a bucket's stream, without the prefix: its label in metrics.
+    pub(super) fn label(&self, stream: &str) -> String {
+        let (kind, name) = stream.strip_prefix("KV_").map_or(("", stream), |bucket| ("KV_", bucket));
+        let bare = self.prefix.as_ref().and_then(|prefix| name.strip_prefix(prefix.as_str())?.strip_prefix('_'));
+        format!("{kind}{}", bare.unwrap_or(name))
+    }
+
     /// The bucket of endpoint states.
     pub(crate) fn endpoints_bucket(&self) -> String {
         self.underscored(ENDPOINTS)
@@ -68,6 +79,13 @@ mod tests {
         assert_eq!(names.strip("acme.events.x"), "events.x");
         assert_eq!(names.stream(StreamKind::Events), "acme_EVENTS");
         assert_eq!(names.tasks_bucket(), "acme_hookbridge_tasks");
+        for (stream, label) in [
+            ("acme_OUTBOX", "OUTBOX"),
+            ("KV_acme_hookbridge_tasks", TASKS_STREAM),
+            ("KV_acme_hookbridge_endpoints", ENDPOINTS_STREAM),
+        ] {
+            assert_eq!((names.label(stream), Names::default().label(label)), (label.to_owned(), label.to_owned()));
+        }
     }
 
     #[test]

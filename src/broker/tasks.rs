@@ -288,7 +288,9 @@ impl Broker {
             if readable {
                 found.push(record.into_stored(&self.names));
             } else {
-                bucket::remove_record(&stream, &name, &record).await;
+                if bucket::remove_record(&stream, &name, &record).await {
+                    self.counts.task_record_removed();
+                }
             }
         }
         Ok((found, more))

@@ -64,8 +64,8 @@ pub(crate) trait Bury: Send + Sync {
     /// It was written down and removed.
     fn removed(&self, found: &Unreadable);
 
-    /// A record that could not be read was removed from the bucket of endpoints.
-    fn removed_record(&self);
+    /// A record that could not be read was removed from a bucket, which has this label in metrics.
+    fn removed_record(&self, bucket: &'static str);
 }
 
 /// How a role that takes what others publish deals with unreadable messages, for as long as its process lives.

@@ -12,9 +12,6 @@ use crate::event::{id, name, subject};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{DeadLabels, StreamLabels};
 
-/// What the metric calls the bucket of endpoints.
-const ENDPOINTS: &str = "endpoints";
-
 /// Writes down and counts what the client library cannot read.
 pub(crate) struct UnreadableRecorder {
     metrics: Metrics,
@@ -43,8 +40,8 @@ impl Bury for UnreadableRecorder {
         }
     }
 
-    fn removed_record(&self) {
-        self.count(ENDPOINTS);
+    fn removed_record(&self, bucket: &'static str) {
+        self.count(bucket);
     }
 }
 

@@ -150,7 +150,7 @@ pub(crate) struct AssetLabels {
     pub(crate) asset: String,
 }
 
-/// A stream as the server names it, buckets' streams included.
+/// A stream without the configured prefix; that of a bucket is `KV_<bucket>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct LeaderLabels {
     pub(crate) stream: String,
@@ -313,7 +313,7 @@ impl Metrics {
         let help = "Pulls from NATS that ended early, by stream and reason";
         registry.register("nats_pulls_interrupted", help, self.pulls_interrupted.clone());
         let help = "NATS assets recreated";
-        registry.register("nats_assets_made_again", help, self.made_again.clone());
+        registry.register("nats_assets_recreated", help, self.made_again.clone());
         let leaderless = self.streams_without_leader.clone();
         registry.register("stream_without_leader", "1 for a stream that has had no leader for a while", leaderless);
         registry

@@ -140,7 +140,7 @@ async fn what_is_deleted_under_a_running_process_is_made_again_and_counted() {
 }
 
 async fn made_again(hookbridge: &Hookbridge, asset: &str) {
-    let metric = format!("hookbridge_nats_assets_made_again_total{{asset=\"{asset}\"}}");
+    let metric = format!("hookbridge_nats_assets_recreated_total{{asset=\"{asset}\"}}");
     let made = async || (hookbridge.metric(&metric).await >= 1.0).then_some(());
     eventually(&format!("{asset} to be made again"), made).await;
 }

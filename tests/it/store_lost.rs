@@ -132,7 +132,7 @@ async fn an_emptied_store_loses_no_new_message() {
     shop.is_there_again("OUTBOX").await;
     shop.publish_new().await;
     shop.old_acks_nothing_new().await;
-    for stream in ["OUTBOX", "RETRY", "EVENTS", "RECEIPTS", "DEAD", "TASKS", "hookbridge_endpoints"] {
+    for stream in ["OUTBOX", "RETRY", "EVENTS", "RECEIPTS", "DEAD", "TASKS", "KV_hookbridge_endpoints"] {
         assert_eq!(shop.replaced(stream).await, 1.0, "{stream}");
     }
 }

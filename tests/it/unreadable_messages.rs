@@ -206,7 +206,7 @@ async fn records_of_the_bucket_stop_no_delivery() {
     };
     let (written, ()) = tokio::join!(writing, delivering);
 
-    let removed = "hookbridge_egress_unreadable_total{stream=\"endpoints\"}";
+    let removed = "hookbridge_egress_unreadable_total{stream=\"KV_hookbridge_endpoints\"}";
     eventually("all to be removed", async || (hookbridge.metric(removed).await == written as f64).then_some(())).await;
     assert_eq!(hookbridge.metric("hookbridge_egress_unreadable_total{stream=\"OUTBOX\"}").await, 0.0);
 
@@ -292,6 +292,8 @@ async fn a_task_whose_receipt_or_record_is_spoilt_can_be_asked_for() {
         let listed = request("GET", &office.hookbridge.url("/tasks"), &[SHOP], "").await;
         assert_eq!(listed.assert_status(200).json()["tasks"].as_array().unwrap().len(), 2);
     }
+    let removed = "hookbridge_egress_unreadable_total{stream=\"KV_hookbridge_tasks\"}";
+    assert_eq!(office.hookbridge.metric(removed).await, BLOCKS.len() as f64);
 }
 
 #[tokio::test]
