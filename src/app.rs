@@ -411,7 +411,7 @@ fn admin_limits() -> listener::Limits {
         connections: ADMIN_CONNECTIONS,
         header_timeout: ADMIN_HEADER_TIMEOUT,
         idle_timeout: ADMIN_IDLE_TIMEOUT,
-        linger: Duration::ZERO,
+        drain_idle: Duration::ZERO,
         max_headers: ADMIN_MAX_HEADERS,
     }
 }

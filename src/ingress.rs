@@ -86,7 +86,7 @@ pub(crate) fn keys(config: &Config, clock: Clock, prepared: &[(Url, Vec<u8>)]) -
 }
 
 /// How long an idle connection stays open at the most after the port was closed.
-const LINGER: Duration = Duration::from_millis(500);
+const DRAIN_IDLE: Duration = Duration::from_millis(500);
 
 /// The limits of the gateway's listener; `connections` are as many as fit the process.
 pub(crate) fn limits(config: &Config, connections: usize) -> listener::Limits {
@@ -96,7 +96,7 @@ pub(crate) fn limits(config: &Config, connections: usize) -> listener::Limits {
         header_timeout: gateway.header_timeout,
         idle_timeout: gateway.idle_timeout,
         // The requests that come meanwhile have to be answered within the same grace.
-        linger: LINGER.min(config.shutdown_grace / 4),
+        drain_idle: DRAIN_IDLE.min(config.shutdown_grace / 4),
         max_headers: usize::try_from(gateway.max_headers.as_u64()).unwrap_or(usize::MAX),
     }
 }

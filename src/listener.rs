@@ -50,7 +50,7 @@ pub(crate) struct Limits {
     /// How long a connection may be idle, before its first request and between two.
     pub(crate) idle_timeout: Duration,
     /// How long an idle connection stays open after the port was closed, for a request that is already on its way.
-    pub(crate) linger: Duration,
+    pub(crate) drain_idle: Duration,
     /// The most bytes that are held of a request's headers.
     pub(crate) max_headers: usize,
 }
@@ -174,27 +174,27 @@ impl Listener {
             .writev(false);
         let shared = Shared { limits, builder, observer, idle: Arc::default(), leaving: AtomicBool::new(false) };
         let (ends, closing) = watch::channel(());
-        let door = Door { shared: Arc::new(shared), router, closing, connections: TaskTracker::new(), spare };
+        let acceptor = Acceptor { shared: Arc::new(shared), router, closing, connections: TaskTracker::new(), spare };
 
         let announced = async {
             leave.cancelled().await;
-            door.shared.leaving.store(true, Ordering::Relaxed);
+            acceptor.shared.leaving.store(true, Ordering::Relaxed);
             stop.cancelled().await;
         };
         // Accepting ends at the stop, announcing never before.
-        tokio::join!(stop.run_until_cancelled(announced), door.accept(&socket, &stop));
-        door.shared.leaving.store(true, Ordering::Relaxed);
-        if let Err(error) = door.close(socket).await {
+        tokio::join!(stop.run_until_cancelled(announced), acceptor.accept(&socket, &stop));
+        acceptor.shared.leaving.store(true, Ordering::Relaxed);
+        if let Err(error) = acceptor.close(socket).await {
             tracing::warn!(error = %error, "Some connections waiting on the port were not accepted before it closed: {error}");
         }
         ends.send_replace(());
-        door.connections.close();
-        door.connections.wait().await;
+        acceptor.connections.close();
+        acceptor.connections.wait().await;
     }
 }
 
-/// Where connections come in.
-struct Door {
+/// Accepts connections.
+struct Acceptor {
     shared: Arc<Shared>,
     router: Router,
     closing: watch::Receiver<()>,
@@ -202,7 +202,7 @@ struct Door {
     spare: Option<Arc<Spare>>,
 }
 
-impl Door {
+impl Acceptor {
     /// Takes connections until stopped.
     async fn accept(&self, socket: &TcpListener, stop: &CancellationToken) {
         let places = Arc::new(Semaphore::new(self.shared.limits.connections));

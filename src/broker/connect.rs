@@ -13,7 +13,7 @@ use super::counts::Counts;
 use super::health::{Health, Need, Trouble};
 use super::identity::{Identities, Looks};
 use super::probe::{Denied, Prober};
-use super::provision::{self, Made, Plan, Problem};
+use super::provision::{self, Created, Plan, Problem};
 use super::side::Side;
 use super::state::{Link, Ready};
 use super::tasks::Written;
@@ -335,10 +335,10 @@ impl Supervisor {
                     }
                     Err(problem) if problem.is_final() && !worked_before => return Err(problem),
                     // What is stored over this connection shows whether it can be used, not one look at everything.
-                    Err(problem) if self.is_ready_on(connection) => self.say(&format!(
-                        "The {} could not check NATS: {problem}; checking again in {LOOK_EVERY:?}",
-                        self.role
-                    )),
+                    Err(problem) if self.is_ready_on(connection) => {
+                        let what = if problem.is_final() { "check of NATS found" } else { "check of NATS failed" };
+                        self.say(&format!("The {}'s {what}: {problem}; checking again in {LOOK_EVERY:?}", self.role));
+                    }
                     Err(problem) => self.tell(Link::Unfit(self.explained(&problem).await)),
                 }
             } else if worked_before || !matches!(*self.link.borrow(), Link::Connecting) {
@@ -368,7 +368,7 @@ impl Supervisor {
             return Err(Problem::OldServer { version: info.version });
         }
         let seen_before = self.broker.health.was_ready();
-        let made = |made: Made<'_>| self.made(&made, seen_before);
+        let made = |made: Created<'_>| self.made(&made, seen_before);
         match provision::apply(&self.broker.jetstream, &self.plan, &made).await {
             // A server without JetStream of its own may still have neighbours with it, so it gets the question.
             Err(Problem::NoAnswer(_)) if !info.jetstream => return Err(Problem::NoJetStream),
@@ -440,7 +440,7 @@ impl Supervisor {
     }
 
     /// Logs and counts that something was recreated that had existed before.
-    fn made(&self, made: &Made<'_>, seen_before: bool) {
+    fn made(&self, made: &Created<'_>, seen_before: bool) {
         if seen_before {
             self.broker.counts.made_again(made.0);
             tracing::warn!(

@@ -413,7 +413,7 @@ impl Consumer {
         }
         let (message, acker) = message.split();
         let taken = Instant::now();
-        self.broker.identities.saw(Store::Stream(self.stream), origin.generation, sequence, stored);
+        self.broker.identities.observed(Store::Stream(self.stream), origin.generation, sequence, stored);
         Some(Received {
             subject: self.broker.names.strip(&message.subject).to_owned(),
             headers: message.headers.as_ref().map(from_nats).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Whether storing works, judged by what was confirmed and not by what is connected.
 //!
-//! Every confirmed publish is a proof; a publish that failed is a doubt, and so is a probe that failed (`probe`). A
-//! role is ready while nothing that it needs is in doubt.
+//! A confirmed publish confirms its stream; a failed publish or a failed probe (`probe`) makes it unconfirmed. A role is
+//! ready while nothing that it needs is unconfirmed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::config::StreamKind;
 
 /// For how long a publish may fail before the role is not ready: elections and restarts are shorter than a publish
 /// and its repeats.
-const DOUBT_LASTS: Duration = Duration::from_secs(3);
+const FAILING_FOR: Duration = Duration::from_secs(3);
 /// How long after the last failed publish a probe counts more than it.
 pub(super) const IDLE_AFTER: Duration = Duration::from_secs(5);
 
@@ -69,12 +69,12 @@ pub(crate) struct Trouble {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// Nothing was confirmed on this connection yet.
-    Unproven,
+    Unconfirmed,
     /// A publish failed; nobody has looked why.
     Publish,
     /// A publish was refused because the stream is full; the bytes that did not fit.
     Full { bytes: u64 },
-    /// The server answers nothing at all.
+    /// The server does not respond at all.
     Silent,
     /// The server responds, but JetStream does not, or says that it has no quorum.
     NoQuorum,
@@ -97,7 +97,7 @@ impl fmt::Display for Trouble {
 }
 
 #[derive(Clone, Debug)]
-struct Doubt {
+struct Unconfirmed {
     since: Instant,
     /// When the last publish failed, if one did.
     failed: Option<Instant>,
@@ -112,9 +112,9 @@ pub(crate) struct Health {
     began: Instant,
     /// Milliseconds after `began`, by stream; 0 for never.
     confirmed: [AtomicU64; StreamKind::ALL.len()],
-    /// Whether anything is in doubt: so that a confirmed publish costs no lock.
-    in_doubt: AtomicBool,
-    doubts: Mutex<BTreeMap<Need, Doubt>>,
+    /// Whether anything is unconfirmed: so that a confirmed publish costs no lock.
+    any_unconfirmed: AtomicBool,
+    unconfirmed: Mutex<BTreeMap<Need, Unconfirmed>>,
     /// Whether any connection was ready before.
     was_ready: AtomicBool,
     /// Told of every failed publish.
@@ -126,8 +126,8 @@ impl Default for Health {
         Self {
             began: Instant::now(),
             confirmed: Default::default(),
-            in_doubt: AtomicBool::new(false),
-            doubts: Mutex::default(),
+            any_unconfirmed: AtomicBool::new(false),
+            unconfirmed: Mutex::default(),
             was_ready: AtomicBool::new(false),
             check: Notify::new(),
         }
@@ -137,10 +137,11 @@ impl Default for Health {
 impl Health {
     /// A new connection: what was known of the old one says nothing.
     pub(super) fn begin(&self, needs: &[Need]) {
-        let trouble = Trouble { cause: Cause::Unproven, reason: "nothing was stored on this connection yet".into() };
-        let doubt = Doubt { since: Instant::now(), failed: None, verified: true, trouble };
-        *self.doubts() = needs.iter().map(|need| (*need, doubt.clone())).collect();
-        self.in_doubt.store(!needs.is_empty(), Ordering::Release);
+        let trouble =
+            Trouble { cause: Cause::Unconfirmed, reason: "nothing has been confirmed on this connection yet".into() };
+        let entry = Unconfirmed { since: Instant::now(), failed: None, verified: true, trouble };
+        *self.unconfirmed() = needs.iter().map(|need| (*need, entry.clone())).collect();
+        self.any_unconfirmed.store(!needs.is_empty(), Ordering::Release);
         self.was_ready.store(true, Ordering::Release);
         self.check.notify_one();
     }
@@ -150,15 +151,15 @@ impl Health {
         self.was_ready.load(Ordering::Acquire)
     }
 
-    /// For how long the oldest doubt has lasted; zero for none.
+    /// For how long the oldest need has been unconfirmed; zero for none.
     pub(super) fn unconfirmed_for(&self) -> Duration {
-        self.doubts().values().map(|doubt| doubt.since.elapsed()).max().unwrap_or_default()
+        self.unconfirmed().values().map(|entry| entry.since.elapsed()).max().unwrap_or_default()
     }
 
     /// A stream confirmed a publish.
     pub(super) fn confirmed(&self, stream: StreamKind) {
         self.confirmed[stream as usize].store(self.now_ms(), Ordering::Relaxed);
-        if self.in_doubt.load(Ordering::Relaxed) {
+        if self.any_unconfirmed.load(Ordering::Relaxed) {
             self.clear(Need::Stream(stream), None);
         }
     }
@@ -166,25 +167,25 @@ impl Health {
     /// A stream did not confirm a publish.
     pub(super) fn failed(&self, stream: StreamKind, cause: Cause, reason: String) {
         let now = Instant::now();
-        let mut doubts = self.doubts();
-        let doubt = doubts.entry(Need::Stream(stream)).or_insert_with(|| Doubt {
+        let mut unconfirmed = self.unconfirmed();
+        let entry = unconfirmed.entry(Need::Stream(stream)).or_insert_with(|| Unconfirmed {
             since: now,
             failed: None,
             verified: false,
             trouble: Trouble { cause, reason: reason.clone() },
         });
-        doubt.failed = Some(now);
+        entry.failed = Some(now);
         // What a probe has found out says more than a publish that was not answered.
-        if !doubt.verified || matches!(doubt.trouble.cause, Cause::Unproven) {
-            doubt.trouble = Trouble { cause, reason };
+        if !entry.verified || matches!(entry.trouble.cause, Cause::Unconfirmed) {
+            entry.trouble = Trouble { cause, reason };
         }
-        self.in_doubt.store(true, Ordering::Release);
-        drop(doubts);
+        self.any_unconfirmed.store(true, Ordering::Release);
+        drop(unconfirmed);
         self.check.notify_one();
     }
 
-    /// A probe succeeded. It says nothing against publishes that fail meanwhile.
-    pub(super) fn proven(&self, need: Need) {
+    /// A probe succeeded. It does not outweigh publishes that fail meanwhile.
+    pub(super) fn probe_succeeded(&self, need: Need) {
         self.clear(need, Some(IDLE_AFTER));
         if let Need::Stream(stream) = need {
             self.confirmed[stream as usize].store(self.now_ms(), Ordering::Relaxed);
@@ -192,45 +193,45 @@ impl Health {
     }
 
     /// A probe failed.
-    pub(super) fn disproven(&self, need: Need, trouble: Trouble) {
-        let mut doubts = self.doubts();
-        let new = Doubt { since: Instant::now(), failed: None, verified: true, trouble: trouble.clone() };
-        let doubt = doubts.entry(need).or_insert(new);
-        (doubt.verified, doubt.trouble) = (true, trouble);
-        self.in_doubt.store(true, Ordering::Release);
+    pub(super) fn probe_failed(&self, need: Need, trouble: Trouble) {
+        let mut unconfirmed = self.unconfirmed();
+        let new = Unconfirmed { since: Instant::now(), failed: None, verified: true, trouble: trouble.clone() };
+        let entry = unconfirmed.entry(need).or_insert(new);
+        (entry.verified, entry.trouble) = (true, trouble);
+        self.any_unconfirmed.store(true, Ordering::Release);
     }
 
     fn clear(&self, need: Need, after: Option<Duration>) {
-        let mut doubts = self.doubts();
-        let is_over = |doubt: &Doubt| match (after, doubt.failed) {
+        let mut unconfirmed = self.unconfirmed();
+        let is_over = |entry: &Unconfirmed| match (after, entry.failed) {
             (Some(after), Some(failed)) => failed.elapsed() >= after,
             _ => true,
         };
-        if doubts.get(&need).is_some_and(is_over) {
-            doubts.remove(&need);
-        } else if let Some(doubt) = doubts.get_mut(&need) {
-            doubt.verified = false;
+        if unconfirmed.get(&need).is_some_and(is_over) {
+            unconfirmed.remove(&need);
+        } else if let Some(entry) = unconfirmed.get_mut(&need) {
+            entry.verified = false;
         }
-        self.in_doubt.store(!doubts.is_empty(), Ordering::Release);
+        self.any_unconfirmed.store(!unconfirmed.is_empty(), Ordering::Release);
     }
 
-    /// Why the role is not ready, if it is not: the worst of what is in doubt.
+    /// Why the role is not ready, if it is not: the most informative cause.
     pub(crate) fn trouble(&self) -> Option<Trouble> {
-        if !self.in_doubt.load(Ordering::Acquire) {
+        if !self.any_unconfirmed.load(Ordering::Acquire) {
             return None;
         }
-        let doubts = self.doubts();
-        let mut counting = doubts.values().filter(|doubt| doubt.verified || doubt.since.elapsed() >= DOUBT_LASTS);
+        let unconfirmed = self.unconfirmed();
+        let mut counting = unconfirmed.values().filter(|entry| entry.verified || entry.since.elapsed() >= FAILING_FOR);
         let first = counting.next()?;
-        // What one look found of everything says more than that one thing was not proven yet.
-        let said_more = counting.find(|doubt| doubt.trouble.cause != Cause::Unproven);
-        let is_unproven = first.trouble.cause == Cause::Unproven;
-        Some(said_more.filter(|_| is_unproven).unwrap_or(first).trouble.clone())
+        // What a check found about one need says more than that another one is not confirmed yet.
+        let said_more = counting.find(|entry| entry.trouble.cause != Cause::Unconfirmed);
+        let is_unconfirmed = first.trouble.cause == Cause::Unconfirmed;
+        Some(said_more.filter(|_| is_unconfirmed).unwrap_or(first).trouble.clone())
     }
 
     /// What has been wrong with a need for how long, if anything is.
-    pub(super) fn doubt(&self, need: Need) -> Option<(Cause, Duration)> {
-        self.doubts().get(&need).map(|doubt| (doubt.trouble.cause, doubt.since.elapsed()))
+    pub(super) fn why_unconfirmed(&self, need: Need) -> Option<(Cause, Duration)> {
+        self.unconfirmed().get(&need).map(|entry| (entry.trouble.cause, entry.since.elapsed()))
     }
 
     /// How long ago a stream confirmed anything.
@@ -243,8 +244,8 @@ impl Health {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn doubts(&self) -> MutexGuard<'_, BTreeMap<Need, Doubt>> {
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unconfirmed(&self) -> MutexGuard<'_, BTreeMap<Need, Unconfirmed>> {
+        self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,13 +260,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_unproven_until_every_need_is_proven() {
+    async fn a_connection_is_unconfirmed_until_every_need_is_confirmed() {
         let health = Health::default();
         health.begin(&[EVENTS, Need::Endpoints]);
-        assert_eq!(health.trouble().map(|trouble| trouble.cause), Some(Cause::Unproven));
+        assert_eq!(health.trouble().map(|trouble| trouble.cause), Some(Cause::Unconfirmed));
         health.confirmed(StreamKind::Events);
         assert!(health.trouble().is_some());
-        health.proven(Need::Endpoints);
+        health.probe_succeeded(Need::Endpoints);
         assert_eq!(health.trouble(), None);
     }
 
@@ -274,7 +275,7 @@ mod tests {
         let health = Health::default();
         failed(&health);
         assert_eq!(health.trouble(), None);
-        tokio::time::advance(DOUBT_LASTS).await;
+        tokio::time::advance(FAILING_FOR).await;
         assert!(health.trouble().is_some());
         health.confirmed(StreamKind::Events);
         assert_eq!(health.trouble(), None);
@@ -284,12 +285,12 @@ mod tests {
     async fn a_probe_says_nothing_against_publishes_that_fail() {
         let health = Health::default();
         failed(&health);
-        tokio::time::advance(DOUBT_LASTS).await;
+        tokio::time::advance(FAILING_FOR).await;
         failed(&health);
-        health.proven(EVENTS);
+        health.probe_succeeded(EVENTS);
         assert!(health.trouble().is_some());
         tokio::time::advance(IDLE_AFTER).await;
-        health.proven(EVENTS);
+        health.probe_succeeded(EVENTS);
         assert_eq!(health.trouble(), None);
     }
 
@@ -298,7 +299,7 @@ mod tests {
         let health = Health::default();
         failed(&health);
         let trouble = Trouble { cause: Cause::Disk, reason: "no space left".to_owned() };
-        health.disproven(EVENTS, trouble.clone());
+        health.probe_failed(EVENTS, trouble.clone());
         failed(&health);
         assert_eq!(health.trouble(), Some(trouble));
     }

@@ -116,8 +116,8 @@ struct Known {
     created: SystemTime,
     /// The highest sequence that was seen.
     last: u64,
-    /// A message that was seen: its sequence, and when it was stored.
-    witness: Option<(u64, SystemTime)>,
+    /// A message that was received: its sequence, and when it was stored.
+    sample: Option<(u64, SystemTime)>,
     /// Messages that were stored until then may be those of an earlier store.
     doubtful: Option<SystemTime>,
     /// Counts the stores that had this name.
@@ -128,25 +128,25 @@ struct Known {
 
 /// What a look finds.
 #[derive(Clone, Copy, Debug)]
-struct Sighting {
+struct Observation {
     created: SystemTime,
     last: u64,
     /// When the last message was stored.
     last_stored: SystemTime,
-    /// When the message at the sequence of the witness was stored, if there is one.
-    witness: Option<SystemTime>,
+    /// When the message at the sampled sequence was stored, if there is one.
+    sample: Option<SystemTime>,
 }
 
 /// How what is found differs from what is known, if it does. Pure.
-fn compare(known: &Known, found: &Sighting) -> Option<Change> {
+fn compare(known: &Known, found: &Observation) -> Option<Change> {
     if found.created != known.created {
         return Some(Change::Recreated { created: found.created });
     }
     if found.last < known.last {
         return Some(Change::Shortened { from: known.last, to: found.last });
     }
-    let (sequence, stored) = known.witness?;
-    (found.witness? != stored).then_some(Change::Rewritten { sequence })
+    let (sequence, stored) = known.sample?;
+    (found.sample? != stored).then_some(Change::Rewritten { sequence })
 }
 
 /// What this process has seen of its streams, over all of its connections.
@@ -176,22 +176,22 @@ impl Identities {
     }
 
     /// Remembers a message that was taken from a store of this generation.
-    pub(super) fn saw(&self, store: Store, generation: u64, sequence: u64, stored: SystemTime) {
+    pub(super) fn observed(&self, store: Store, generation: u64, sequence: u64, stored: SystemTime) {
         if let Some(known) = self.known().get_mut(&store)
             && known.generation == generation
-            && known.witness.is_none_or(|(highest, _)| sequence >= highest)
+            && known.sample.is_none_or(|(highest, _)| sequence >= highest)
         {
-            known.witness = Some((sequence, stored));
+            known.sample = Some((sequence, stored));
             known.last = known.last.max(sequence);
         }
     }
 
     /// Takes in what was found, and says how it differs from what was known before it was asked for.
-    fn learn(&self, store: Store, look: u64, before: Option<Known>, found: &Sighting) -> (u64, Option<Change>) {
+    fn learn(&self, store: Store, look: u64, before: Option<Known>, found: &Observation) -> (u64, Option<Change>) {
         let mut all = self.known();
         let Some(known) = all.get_mut(&store) else {
-            let Sighting { created, last, .. } = *found;
-            all.insert(store, Known { created, last, witness: None, doubtful: None, generation: 0, look });
+            let Observation { created, last, .. } = *found;
+            all.insert(store, Known { created, last, sample: None, doubtful: None, generation: 0, look });
             return (0, None);
         };
         // Somebody who asked later has learnt more already.
@@ -204,9 +204,9 @@ impl Identities {
             None => known.last = known.last.max(found.last),
             Some(change) => {
                 let (created, last, generation) = (found.created, found.last, known.generation + 1);
-                let seen = known.witness.map(|(_, stored)| stored);
+                let seen = known.sample.map(|(_, stored)| stored);
                 let doubtful = known.doubtful.max(seen).max(Some(found.last_stored));
-                *known = Known { created, last, witness: None, doubtful, generation, look };
+                *known = Known { created, last, sample: None, doubtful, generation, look };
                 return (generation, Some(change));
             }
         }
@@ -243,7 +243,7 @@ impl Broker {
     }
 
     /// Looks which store it is, and says so if it is another one than before. Returns its generation.
-    async fn identify(&self, store: Store, with_witness: bool) -> Result<u64, ReadError> {
+    async fn identify(&self, store: Store, with_sample: bool) -> Result<u64, ReadError> {
         let name = store.stream_name(&self.names);
         let failed = |error: &dyn fmt::Display| ReadError::new(store.kind(), format!("{name}: {error}"));
         let stream = self.jetstream.get_stream_no_info(&name).await.map_err(|error| failed(&error))?;
@@ -252,12 +252,12 @@ impl Broker {
             looked += 1;
             let (look, before) = (self.identities.next_look(), self.identities.known().get(&store).copied());
             let info = stream.get_info().await.map_err(|error| failed(&error))?;
-            let witness = match before.and_then(|before| before.witness) {
-                Some((sequence, _)) if with_witness => stored_at(&stream, sequence).await,
+            let sample = match before.and_then(|before| before.sample) {
+                Some((sequence, _)) if with_sample => stored_at(&stream, sequence).await,
                 _ => None,
             };
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
-            let found = Sighting { created: info.created.into(), last, last_stored, witness };
+            let found = Observation { created: info.created.into(), last, last_stored, sample };
             let gone = before.is_some_and(|before| matches!(compare(&before, &found), Some(Change::Shortened { .. })));
             if gone && (self.replicas > 1 || self.is_clustered()) && looked < LOOKS {
                 tokio::time::sleep(LOOK_PAUSE).await;
@@ -339,9 +339,9 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn look(identities: &Identities, created: u64, last: u64, witness: Option<u64>) -> (u64, Option<Change>) {
+    fn look(identities: &Identities, created: u64, last: u64, sample: Option<u64>) -> (u64, Option<Change>) {
         let (number, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
-        let found = Sighting { created: at(created), last, last_stored: at(last), witness: witness.map(at) };
+        let found = Observation { created: at(created), last, last_stored: at(last), sample: sample.map(at) };
         identities.learn(OUTBOX, number, before, &found)
     }
 
@@ -349,7 +349,7 @@ mod tests {
     fn a_store_that_grows_stays_the_same() {
         let identities = Identities::default();
         assert_eq!(look(&identities, 1, 5, None), (0, None));
-        identities.saw(OUTBOX, 0, 9, at(20));
+        identities.observed(OUTBOX, 0, 9, at(20));
         assert_eq!(look(&identities, 1, 9, Some(20)), (0, None));
         // What was seen has been purged since.
         assert_eq!(look(&identities, 1, 12, None), (0, None));
@@ -362,7 +362,7 @@ mod tests {
         look(&identities, 1, 5, None);
         assert_eq!(look(&identities, 2, 50, None), (1, Some(Change::Recreated { created: at(2) })));
         assert_eq!(look(&identities, 2, 40, None), (2, Some(Change::Shortened { from: 50, to: 40 })));
-        identities.saw(OUTBOX, 2, 41, at(30));
+        identities.observed(OUTBOX, 2, 41, at(30));
         assert_eq!(look(&identities, 2, 60, Some(33)), (3, Some(Change::Rewritten { sequence: 41 })));
         assert_eq!(look(&identities, 2, 61, None), (3, None));
         assert!(identities.replacements().contains(&("OUTBOX", 3)));
@@ -373,7 +373,7 @@ mod tests {
         let identities = Identities::default();
         look(&identities, 1, 50, None);
         look(&identities, 2, 3, None);
-        identities.saw(OUTBOX, 0, 50, at(9));
+        identities.observed(OUTBOX, 0, 50, at(9));
         assert_eq!(look(&identities, 2, 4, None), (1, None));
     }
 
@@ -382,12 +382,12 @@ mod tests {
         let identities = Identities::default();
         look(&identities, 1, 5, None);
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
-        identities.saw(OUTBOX, 0, 7, at(9));
+        identities.observed(OUTBOX, 0, 7, at(9));
         // Message 7 was stored after the server had answered.
-        let found = Sighting { created: at(1), last: 6, last_stored: at(6), witness: None };
+        let found = Observation { created: at(1), last: 6, last_stored: at(6), sample: None };
         assert_eq!(identities.learn(OUTBOX, early, before, &found), (0, None));
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         look(&identities, 2, 1, None);
-        assert_eq!(identities.learn(OUTBOX, early, before, &Sighting { last: 8, ..found }), (1, None));
+        assert_eq!(identities.learn(OUTBOX, early, before, &Observation { last: 8, ..found }), (1, None));
     }
 }

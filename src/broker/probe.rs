@@ -141,7 +141,7 @@ impl Prober {
         }
     }
 
-    /// Probes what is in doubt, and what has proved nothing for a while.
+    /// Probes what is unconfirmed, and what has confirmed nothing for a while.
     async fn look(&mut self) {
         let now = Instant::now();
         let health = &self.broker.health;
@@ -150,7 +150,7 @@ impl Prober {
                 Need::Stream(stream) => health.since_confirmed(*stream),
                 _ => self.probed.get(need).map_or(IDLE_AFTER, |probed| now - *probed),
             };
-            idle >= IDLE_AFTER || health.doubt(*need).is_some()
+            idle >= IDLE_AFTER || health.why_unconfirmed(*need).is_some()
         };
         let due: Vec<Need> = self.needs.iter().copied().filter(is_due).collect();
         self.probed.extend(due.iter().map(|need| (*need, now)));
@@ -159,12 +159,12 @@ impl Prober {
         let probed = futures_util::future::join_all(due.into_iter().map(probe)).await;
         for (need, outcome) in probed {
             match outcome {
-                Ok(()) => broker.health.proven(need),
+                Ok(()) => broker.health.probe_succeeded(need),
                 Err(trouble) => {
                     if trouble.cause == Cause::Missing {
                         broker.look_again();
                     }
-                    broker.health.disproven(need, trouble);
+                    broker.health.probe_failed(need, trouble);
                 }
             }
         }
@@ -172,7 +172,7 @@ impl Prober {
 
     /// Logs why the role is not ready, and when it is again, once each.
     fn tell(&mut self) {
-        let trouble = self.broker.health.trouble().filter(|trouble| trouble.cause != Cause::Unproven);
+        let trouble = self.broker.health.trouble().filter(|trouble| trouble.cause != Cause::Unconfirmed);
         if trouble == self.said {
             return;
         }
@@ -192,8 +192,8 @@ impl Prober {
     /// others. A silent one is left by the client, which gets no answer to its pings.
     async fn leave(&mut self) {
         let lasts = |need: &Need| {
-            let doubt = self.broker.health.doubt(*need);
-            doubt.is_some_and(|(cause, since)| cause == Cause::NoQuorum && since >= LEAVE_AFTER)
+            let why = self.broker.health.why_unconfirmed(*need);
+            why.is_some_and(|(cause, since)| cause == Cause::NoQuorum && since >= LEAVE_AFTER)
         };
         // One stream without a leader has none through another server either.
         if !self.needs.iter().all(lasts) {
@@ -238,12 +238,12 @@ impl Broker {
                 let name = self.names.stream(stream);
                 let body = format!("{{\"seq\":{NEVER},\"no_erase\":true}}");
                 self.ask(&format!("stream {name}"), &name, format!("STREAM.MSG.DELETE.{name}"), body).await?;
-                let doubt = self.health.doubt(need).map(|(cause, _)| cause);
-                if let Some(Cause::Full { bytes }) = doubt {
+                let cause = self.health.why_unconfirmed(need).map(|(cause, _)| cause);
+                if let Some(Cause::Full { bytes }) = cause {
                     self.has_room(&name, bytes).await?;
                 }
                 // The account or the disk may be full where the stream is not.
-                if matches!(doubt, Some(Cause::Full { .. } | Cause::Disk)) {
+                if matches!(cause, Some(Cause::Full { .. } | Cause::Disk)) {
                     self.write_probe(role).await?;
                 }
                 // Every stream of a server on its own is on the disk that this shows.

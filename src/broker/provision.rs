@@ -216,14 +216,14 @@ impl Durable {
     }
 }
 
-/// A stream, bucket or durable that was missing and has been made.
-pub(super) struct Made<'a>(pub(super) &'a str);
+/// A stream, bucket or durable that was missing and has been created.
+pub(super) struct Created<'a>(pub(super) &'a str);
 
 /// Creates what is missing and checks what is there. Gives what differs and breaks no promise.
 pub(super) async fn apply(
     jetstream: &jetstream::Context,
     plan: &Plan,
-    made: &(dyn Fn(Made<'_>) + Sync),
+    made: &(dyn Fn(Created<'_>) + Sync),
 ) -> Result<Vec<String>, Problem> {
     compare(jetstream, plan, Some(made)).await
 }
@@ -233,12 +233,12 @@ pub(crate) async fn differences(jetstream: &jetstream::Context, plan: &Plan) -> 
     compare(jetstream, plan, None).await
 }
 
-/// Called for what was made.
-type OnMade<'a> = Option<&'a (dyn Fn(Made<'_>) + Sync)>;
+/// Called for what was created.
+type OnCreated<'a> = Option<&'a (dyn Fn(Created<'_>) + Sync)>;
 
 /// With `create`, what is missing is made, up to the first error; without, everything is looked at, and what is missing
 /// is reported as missing.
-async fn compare(jetstream: &jetstream::Context, plan: &Plan, create: OnMade<'_>) -> Result<Vec<String>, Problem> {
+async fn compare(jetstream: &jetstream::Context, plan: &Plan, create: OnCreated<'_>) -> Result<Vec<String>, Problem> {
     let (mut mild, mut grave) = (Vec::new(), Vec::new());
     let mut take = |found: Result<Option<String>, Problem>| match found {
         Ok(difference) => {
@@ -268,7 +268,7 @@ async fn stream(
     plan: &Plan,
     wanted: StreamConfig,
     kind: StreamKind,
-    create: OnMade<'_>,
+    create: OnCreated<'_>,
 ) -> Result<Option<String>, Problem> {
     let what = format!("stream {}", wanted.name);
     let found = match jetstream.get_stream(&wanted.name).await {
@@ -278,7 +278,7 @@ async fn stream(
                 let Some(made) = create else { return Ok(Some(format!("{what} does not exist yet"))) };
                 return match jetstream.create_stream(&wanted).await.map_err(|error| refused(what.clone(), &error)) {
                     Ok(_) => {
-                        made(Made(&what));
+                        made(Created(&what));
                         Ok(None)
                     }
                     // It is a favour: nothing that must work waits for it.
@@ -391,7 +391,7 @@ async fn bucket(
     jetstream: &jetstream::Context,
     plan: &Plan,
     wanted: kv::Config,
-    create: OnMade<'_>,
+    create: OnCreated<'_>,
 ) -> Result<Option<String>, Problem> {
     let what = format!("bucket {}", wanted.bucket);
     match jetstream.get_stream(format!("KV_{}", wanted.bucket)).await {
@@ -449,7 +449,7 @@ async fn bucket(
                 let Some(made) = create else { return Ok(Some(format!("{what} does not exist yet"))) };
                 let created = jetstream.create_key_value(wanted).await;
                 created.map_err(|error| refused_for(what.clone(), &error, jetstream_error(&error)))?;
-                made(Made(&what));
+                made(Created(&what));
                 Ok(None)
             }
             GetStreamErrorKind::JetStream(error) => Err(from_server(what, &error)),
@@ -466,7 +466,7 @@ async fn durable(
     jetstream: &jetstream::Context,
     plan: &Plan,
     durable: &Durable,
-    create: OnMade<'_>,
+    create: OnCreated<'_>,
 ) -> Result<Option<String>, Problem> {
     let stream = plan.names.stream(durable.stream);
     let what = format!("durable {} on {stream}", durable.name);
@@ -483,7 +483,7 @@ async fn durable(
                 let Some(made) = create else { return Ok(Some(format!("{what} does not exist yet"))) };
                 let created = handle.create_consumer_strict(wanted).await;
                 created.map_err(|error| refused_for(what.clone(), &error, jetstream_error(&error)))?;
-                made(Made(&what));
+                made(Created(&what));
                 return Ok(None);
             }
             _ => return Err(Problem::NoAnswer(error.to_string())),

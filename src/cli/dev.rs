@@ -115,7 +115,7 @@ async fn demo_endpoint(config: &Config, lines: demo::Say, app: &App) -> anyhow::
         connections: 64,
         header_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(75),
-        linger: Duration::ZERO,
+        drain_idle: Duration::ZERO,
         max_headers: 16 * 1024,
     };
     let listener = Listener::bind(address, limits).context("endpoints.demo.url")?;

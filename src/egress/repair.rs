@@ -31,14 +31,14 @@ use crate::task::{self, DEADLINE, Record, TASK_ID};
 const RETRYING: &str = "receipts.*.retrying.*";
 /// How many receipts or tasks are read at once.
 const PAGE: usize = 500;
-/// How many deliveries are looked at together.
-const AT_ONCE: usize = 16;
+/// How many deliveries are checked concurrently.
+const CONCURRENCY: usize = 16;
 /// The most messages of RETRY that one delivery can have: more is nothing that Hookbridge writes.
 const MOST_OF_ONE: usize = 16;
 /// How long one confirmation may take.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
-/// What is due within this time comes at once.
-const AT_ONCE_WITHIN: Duration = Duration::from_secs(1);
+/// Deliveries due within this time are rescheduled as due now.
+const DUE_NOW_WITHIN: Duration = Duration::from_secs(1);
 
 /// Something that was lost, and what has been done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Repair<'_> {
         let floors = self.visitor.floors(lines).await?;
         let waiting: Vec<Waiting> = waiting.into_values().collect();
         let mut repaired = Vec::new();
-        for chunk in waiting.chunks(AT_ONCE) {
+        for chunk in waiting.chunks(CONCURRENCY) {
             let looks: Vec<_> = chunk.iter().map(|waiting| self.delivery(waiting, &floors)).collect();
             for found in join_all(looks).await {
                 repaired.extend(found?);
@@ -249,7 +249,7 @@ impl Repair<'_> {
         pointer: &Pointer,
         due: Option<SystemTime>,
     ) -> anyhow::Result<Option<Repaired>> {
-        let later = due.filter(|due| *due > self.now + AT_ONCE_WITHIN);
+        let later = due.filter(|due| *due > self.now + DUE_NOW_WITHIN);
         let (agent, delivery_id, attempt) = (pointer.agent.clone(), pointer.delivery_id.clone(), pointer.attempt);
         let repaired = Repaired::Rescheduled { agent, delivery_id, attempt, due: later.unwrap_or(self.now) };
         if self.dry_run {
@@ -308,7 +308,7 @@ impl Repair<'_> {
         let open = tasks.iter().filter_map(open_deadline).filter(|(_, due)| self.is_expected(*due));
         let open: Vec<_> = open.collect();
         let mut repaired = Vec::new();
-        for chunk in open.chunks(AT_ONCE) {
+        for chunk in open.chunks(CONCURRENCY) {
             let looks: Vec<_> = chunk.iter().map(|(record, due)| self.deadline(record, *due)).collect();
             for found in join_all(looks).await {
                 repaired.extend(found?);

@@ -21,8 +21,8 @@ pub(super) enum Outcome {
         status: u16,
         /// No longer than the policy's `max_retry_after`.
         retry_after: Duration,
-        /// It asked for longer than that.
-        is_cut: bool,
+        /// It asked for longer, and `max_retry_after` limited it.
+        clamped: bool,
     },
     /// Any other status.
     Refused { status: u16 },
@@ -72,9 +72,9 @@ impl Outcome {
         match self {
             Self::Accepted { .. } => None,
             Self::Gone => Some("the endpoint answered 410 Gone: it wants no more deliveries".to_owned()),
-            Self::Busy { status, retry_after, is_cut } => {
+            Self::Busy { status, retry_after, clamped } => {
                 let asked = humantime::format_duration(Duration::from_secs(retry_after.as_secs()));
-                Some(match *is_cut {
+                Some(match *clamped {
                     true => format!(
                         "the endpoint answered {status} with Retry-After, limited to {asked} by max_retry_after"
                     ),
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_busy_receiver_is_asked_again_no_earlier_than_it_says_within_bounds_and_it_counts_as_an_attempt() {
-        let busy = |seconds| Outcome::Busy { status: 429, retry_after: Duration::from_secs(seconds), is_cut: false };
+        let busy = |seconds| Outcome::Busy { status: 429, retry_after: Duration::from_secs(seconds), clamped: false };
         assert_eq!(decide_at(&busy(120), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(120)));
         assert_eq!(decide_at(&busy(1_000_000), 1, 0.0), Decision::RetryAt(NOW + Duration::from_secs(3600)));
         assert_eq!(decide_at(&busy(1), 3, 0.0), Decision::Dead(Reason::Exhausted));
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_busy_receiver_never_makes_the_schedule_shorter() {
         for (seconds, chance, expected) in [(0, 0.5, 10), (1, 0.0, 9), (9, 1.0, 11), (10, 0.0, 10)] {
-            let busy = Outcome::Busy { status: 503, retry_after: Duration::from_secs(seconds), is_cut: false };
+            let busy = Outcome::Busy { status: 503, retry_after: Duration::from_secs(seconds), clamped: false };
             let expected = Decision::RetryAt(NOW + Duration::from_secs(expected));
             assert_eq!(decide_at(&busy, 1, chance), expected, "{seconds} s");
         }
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_is_told_in_whole_seconds() {
-        let busy = |millis, is_cut| Outcome::Busy { status: 429, retry_after: Duration::from_millis(millis), is_cut };
+        let busy = |millis, clamped| Outcome::Busy { status: 429, retry_after: Duration::from_millis(millis), clamped };
         let asked = |busy: Outcome| busy.detail().unwrap();
         assert_eq!(asked(busy(3450, false)), "the endpoint answered 429 with Retry-After: 3s");
         let day = 24 * 3600 * 1000;

@@ -234,7 +234,7 @@ fn outcome(status: StatusCode, headers: &HeaderMap, most: Duration, now: SystemT
         StatusCode::GONE => Outcome::Gone,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => match retry_after() {
             Some(asked) => {
-                Outcome::Busy { status: status.as_u16(), retry_after: asked.min(most), is_cut: asked > most }
+                Outcome::Busy { status: status.as_u16(), retry_after: asked.min(most), clamped: asked > most }
             }
             None => Outcome::Refused { status: status.as_u16() },
         },

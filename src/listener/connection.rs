@@ -164,7 +164,7 @@ impl Connection {
         tokio::select! {
             biased;
             peeked = stream.peek(&mut byte) => arrived(peeked),
-            () = tokio::time::sleep(limits.linger) => close("shutdown", None),
+            () = tokio::time::sleep(limits.drain_idle) => close("shutdown", None),
         }
     }
 

@@ -15,12 +15,12 @@ type Key = (Instant, u64);
 /// The idle connections of a listener.
 #[derive(Default)]
 pub(super) struct Idle {
-    parked: Mutex<Parking>,
+    parked: Mutex<IdleTable>,
     changed: Notify,
 }
 
 #[derive(Default)]
-struct Parking {
+struct IdleTable {
     connections: BTreeMap<Key, oneshot::Sender<Asked>>,
     next: u64,
 }
@@ -36,7 +36,7 @@ impl Asked {
 }
 
 impl Idle {
-    fn lock(&self) -> MutexGuard<'_, Parking> {
+    fn lock(&self) -> MutexGuard<'_, IdleTable> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! A store that is emptied, restored, cut off or deleted while Hookbridge runs: nothing old acks anything new, and
+//! A store that is emptied, restored, truncated or deleted while Hookbridge runs: nothing old acks anything new, and
 //! nobody is accused of forgery.
 
 use crate::harness::{Hookbridge, Nats, Receiver, Reply, eventually};
