@@ -92,8 +92,12 @@ impl Made {
 
     /// Whether the connection was there before a request that began at `begun`, and no byte of an answer came.
     pub(super) fn was_dead(&self, begun: Instant) -> bool {
-        let head = self.exchange.head();
-        head.is_silent() && (self.at < begun || head.requests() > 1)
+        self.exchange.head().is_silent() && self.was_kept(begun)
+    }
+
+    /// Whether the connection was there before a request that began at `begun`.
+    pub(super) fn was_kept(&self, begun: Instant) -> bool {
+        self.at < begun || self.exchange.head().requests() > 1
     }
 }
 

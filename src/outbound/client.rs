@@ -134,7 +134,13 @@ impl Client {
         };
         match answer {
             Some(Ok(answer)) => {
-                ages.retire(&connection);
+                let made = ages.retire(&connection);
+                // This is how a server may close a connection that it holds for idle: it is no answer to the request
+                // that crossed it (RFC 9110, 15.5.9).
+                let is_kept = made.is_some_and(|made| made.was_kept(begun));
+                if is_kept && answer.status() == StatusCode::REQUEST_TIMEOUT {
+                    return Err(Lost { cause: Cause::NoAnswer, was_dead: true });
+                }
                 let (head, body) = answer.into_parts();
                 Ok(Answer { status: head.status, headers: head.headers, body: Some(body) })
             }

@@ -32,6 +32,21 @@ fn once_then(end: &[Act]) -> Vec<Act> {
 }
 
 #[tokio::test]
+async fn a_408_that_closes_a_kept_connection_is_no_answer_to_the_next_request() {
+    let late = Act::Say(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let nats = Nats::start().await;
+    let receiver = Hostile::playing(once_then(&[Act::Request, late])).await;
+    let _hookbridge = Hookbridge::start_as(&nats, Roles::Courier, &endpoint("crm", &receiver.url("http"))).await;
+    for number in 0..4 {
+        let id = format!("m-{number}");
+        publish(&nats, "crm", &id).await;
+        let receipt = receipt(&nats, &id).await;
+        let made = (receipt["outcome"].as_str(), receipt["attempt"].as_u64());
+        assert_eq!(made, (Some("delivered"), Some(1)), "{receipt}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_meets_a_dead_kept_connection_goes_out_once_more_within_its_attempt() {
     for end in [vec![Act::Request], vec![Act::Request, Act::Reset], vec![Act::Anything, Act::Reset]] {
         let nats = Nats::start().await;
