@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::names::{ENDPOINTS, TASKS};
 use super::read::is_absent;
-use super::{Broker, Names, Problem, ReadError};
+use super::{Broker, Names, Problem, ReadError, Visitor};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
 
@@ -76,7 +76,10 @@ impl Store {
             Self::Stream(StreamKind::Retry) => {
                 "deliveries taken before are not acked; deliveries that no longer wait there are scheduled again"
             }
-            Self::Stream(StreamKind::Receipts) => "deliveries that ended before may be made again after a redelivery",
+            Self::Stream(StreamKind::Receipts) => {
+                "deliveries that ended before may be made again after a redelivery; what RETRY has lost and may have \
+                 ended before is not scheduled again"
+            }
             Self::Stream(StreamKind::Events) => "events that no agent has taken may be gone, and repeats are not known",
             Self::Stream(StreamKind::Dead) => "dead letters may be gone",
             Self::Stream(StreamKind::Tasks) => "offers that no agent has taken may be gone",
@@ -133,6 +136,8 @@ struct Sighting {
     last_stored: SystemTime,
     /// When the message at the sequence of the witness was stored, if there is one.
     witness: Option<SystemTime>,
+    /// When the stream answered. Whatever it has lost was stored before.
+    at: SystemTime,
 }
 
 /// How what is found differs from what is known, if it does. Pure.
@@ -152,7 +157,7 @@ fn compare(known: &Known, found: &Sighting) -> Option<Change> {
 pub(crate) struct Identities {
     known: Mutex<HashMap<Store, Known>>,
     looks: Mutex<u64>,
-    /// Changes whenever a store turns out to be another one than before.
+    /// Changes whenever OUTBOX or RETRY turns out to be another one than before.
     replaced: watch::Sender<()>,
 }
 
@@ -203,7 +208,12 @@ impl Identities {
             Some(change) => {
                 let (created, last, generation) = (found.created, found.last, known.generation + 1);
                 let seen = known.witness.map(|(_, stored)| stored);
-                let doubtful = known.doubtful.max(seen).max(Some(found.last_stored));
+                let until = match change {
+                    // Everything in the one before was stored before this one was made.
+                    Change::Recreated { created } if created > known.created => created,
+                    _ => found.last_stored.max(found.at),
+                };
+                let doubtful = known.doubtful.max(seen).max(Some(until));
                 *known = Known { created, last, witness: None, doubtful, generation, look };
                 return (generation, Some(change));
             }
@@ -255,7 +265,8 @@ impl Broker {
                 _ => None,
             };
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
-            let found = Sighting { created: info.created.into(), last, last_stored, witness };
+            let (created, at) = (info.created.into(), SystemTime::now());
+            let found = Sighting { created, last, last_stored, witness, at };
             let gone = before.is_some_and(|before| matches!(compare(&before, &found), Some(Change::Shortened { .. })));
             if gone && (self.replicas > 1 || self.is_clustered()) && looked < LOOKS {
                 tokio::time::sleep(LOOK_PAUSE).await;
@@ -269,7 +280,10 @@ impl Broker {
                      while this process ran: {}",
                     store.consequence()
                 );
-                self.identities.replaced.send_replace(());
+                // The other stores tell nothing of where deliveries are.
+                if matches!(store, Store::Stream(StreamKind::Outbox | StreamKind::Retry)) {
+                    self.identities.replaced.send_replace(());
+                }
             }
             return Ok(generation);
         }
@@ -311,7 +325,7 @@ impl Broker {
         doubtful.is_some_and(|until| stored <= until)
     }
 
-    /// Tells whenever a store turns out to be another one than before.
+    /// Tells whenever OUTBOX or RETRY turns out to be another one than before.
     pub(crate) fn replaced(&self) -> watch::Receiver<()> {
         self.identities.replaced.subscribe()
     }
@@ -319,6 +333,19 @@ impl Broker {
     /// How often each store was another one than before, since the process began.
     pub(crate) fn replacements(&self) -> Vec<(&'static str, u64)> {
         self.identities.replacements()
+    }
+}
+
+impl Visitor {
+    /// Since when a stream has lost nothing of its end, as far as is known: what was written to it earlier may have
+    /// been followed by something that is gone. Asks the stream now. The command line, which has not seen it before,
+    /// knows only when it was created.
+    pub(crate) async fn intact_since(&self, kind: StreamKind) -> Result<SystemTime, ReadError> {
+        let Some(broker) = &self.broker else { return self.created(kind).await };
+        let store = Store::Stream(kind);
+        broker.identify(store, true).await?;
+        let known = broker.identities.known().get(&store).copied();
+        Ok(known.map_or_else(SystemTime::now, |known| known.doubtful.map_or(known.created, |it| it.max(known.created))))
     }
 }
 
@@ -339,7 +366,8 @@ mod tests {
 
     fn look(identities: &Identities, created: u64, last: u64, witness: Option<u64>) -> (u64, Option<Change>) {
         let (number, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
-        let found = Sighting { created: at(created), last, last_stored: at(last), witness: witness.map(at) };
+        let (last_stored, witness) = (at(last), witness.map(at));
+        let found = Sighting { created: at(created), last, last_stored, witness, at: at(last + 100) };
         identities.learn(OUTBOX, number, before, &found)
     }
 
@@ -359,11 +387,14 @@ mod tests {
         let identities = Identities::default();
         look(&identities, 1, 5, None);
         assert_eq!(look(&identities, 2, 50, None), (1, Some(Change::Recreated { created: at(2) })));
+        assert_eq!(identities.known()[&OUTBOX].doubtful, Some(at(2)));
         assert_eq!(look(&identities, 2, 40, None), (2, Some(Change::Shortened { from: 50, to: 40 })));
         identities.saw(OUTBOX, 2, 41, at(30));
         assert_eq!(look(&identities, 2, 60, Some(33)), (3, Some(Change::Rewritten { sequence: 41 })));
         assert_eq!(look(&identities, 2, 61, None), (3, None));
         assert!(identities.replacements().contains(&("OUTBOX", 3)));
+        // What was cut off may have been stored until it was noticed.
+        assert_eq!(identities.known()[&OUTBOX].doubtful, Some(at(160)));
     }
 
     #[test]
@@ -382,7 +413,7 @@ mod tests {
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         identities.saw(OUTBOX, 0, 7, at(9));
         // Message 7 was stored after the server had answered.
-        let found = Sighting { created: at(1), last: 6, last_stored: at(6), witness: None };
+        let found = Sighting { created: at(1), last: 6, last_stored: at(6), witness: None, at: at(6) };
         assert_eq!(identities.learn(OUTBOX, early, before, &found), (0, None));
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         look(&identities, 2, 1, None);

@@ -28,7 +28,8 @@ dead is sent again with `hookbridge dead replay`.";
 const REPAIR: &str = "\
 Couriers do the same every `egress.repair_every`; this does it at once, for what is due later, too. A delivery is lost \
 if its last receipt says that it waits, OUTBOX has handed it out, and RETRY has nothing of it. Where OUTBOX has lost \
-its message, too, it becomes a dead letter without a body. Nothing is sent twice, however many do this at a time.";
+its message, too, it becomes a dead letter without a body. Nothing is sent twice, however many do this at a time. \
+Of what waited before RECEIPTS was created nothing is known, and nothing is done.";
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -144,7 +145,7 @@ fn as_line(waiting: &Waiting) -> String {
 
 async fn repair(visitor: &Visitor, dry_run: bool, json: bool) -> anyhow::Result<()> {
     let now = Clock::default().now();
-    let repair = Repair { visitor, now, overdue: None, dry_run };
+    let repair = Repair { visitor, now, overdue: None, dry_run, untold: None };
     let mut count = 0_usize;
     let mut show = |page: &RepairPage| {
         for repaired in &page.repaired {
