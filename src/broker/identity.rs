@@ -189,6 +189,20 @@ impl Identities {
         }
     }
 
+    /// The generation of a stream, if it was seen.
+    pub(super) fn current(&self, kind: StreamKind) -> Option<u64> {
+        self.known().get(&Store::Stream(kind)).map(|known| known.generation)
+    }
+
+    /// Remembers that a message was written to a stream, whose generation was this one before.
+    pub(super) fn wrote(&self, kind: StreamKind, generation: u64, sequence: u64) {
+        if let Some(known) = self.known().get_mut(&Store::Stream(kind))
+            && known.generation == generation
+        {
+            known.last = known.last.max(sequence);
+        }
+    }
+
     /// Takes in what was found, and says how it differs from what was known before it was asked for.
     fn learn(&self, store: Store, look: u64, before: Option<Known>, found: &Sighting) -> (u64, Option<Change>) {
         let mut all = self.known();
@@ -395,6 +409,16 @@ mod tests {
         assert!(identities.replacements().contains(&("OUTBOX", 3)));
         // What was cut off may have been stored until it was noticed.
         assert_eq!(identities.known()[&OUTBOX].doubtful, Some(at(160)));
+    }
+
+    #[test]
+    fn what_was_written_is_missed_when_it_is_cut_off() {
+        let identities = Identities::default();
+        look(&identities, 1, 5, None);
+        identities.wrote(StreamKind::Outbox, 0, 9);
+        assert_eq!(look(&identities, 1, 7, None), (1, Some(Change::Shortened { from: 9, to: 7 })));
+        identities.wrote(StreamKind::Outbox, 0, 50);
+        assert_eq!((identities.current(StreamKind::Outbox), look(&identities, 1, 8, None)), (Some(1), (1, None)));
     }
 
     #[test]

@@ -120,6 +120,8 @@ impl Worker {
     /// Whether the next round comes at once.
     async fn repair_round(&self, every: Duration, places: &mut Places) -> anyhow::Result<bool> {
         let visitor = self.broker.visitor();
+        // How far it has come, so that it shows when its end is lost.
+        visitor.intact_since(StreamKind::Receipts).await?;
         let overdue = every.min(OVERDUE);
         let mut round = Round { begun: Instant::now(), repaired: false, cut_short: false };
         for pages in 1.. {
