@@ -99,6 +99,8 @@ enum Change {
     Shortened { from: u64, to: u64 },
     /// It has another message at a sequence that was seen.
     Rewritten { sequence: u64 },
+    /// It has none at a sequence that was written, although it has not come so far that it would have dropped it.
+    Missing { sequence: u64 },
 }
 
 impl fmt::Display for Change {
@@ -106,6 +108,7 @@ impl fmt::Display for Change {
         match self {
             Self::Recreated { created } => write!(formatter, "it was created anew at {}", rfc3339(*created)),
             Self::Shortened { from, to } => write!(formatter, "its last sequence went back from {from} to {to}"),
+            Self::Missing { sequence } => write!(formatter, "it has lost the message at sequence {sequence}"),
             Self::Rewritten { sequence } => write!(formatter, "it has another message at sequence {sequence}"),
         }
     }
@@ -119,6 +122,8 @@ struct Known {
     last: u64,
     /// A message that was seen: its sequence, and when it was stored.
     witness: Option<(u64, SystemTime)>,
+    /// The highest sequence that this process has written, where nobody takes single messages out.
+    written: Option<u64>,
     /// Messages that were stored until then may be those of an earlier store.
     doubtful: Option<SystemTime>,
     /// Counts the stores that had this name.
@@ -136,6 +141,8 @@ struct Sighting {
     last_stored: SystemTime,
     /// When the message at the sequence of the witness was stored, if there is one.
     witness: Option<SystemTime>,
+    /// A sequence that was written and is gone, although it lies between the first and the last.
+    missing: Option<u64>,
     /// When the stream answered. Whatever it has lost was stored before.
     at: SystemTime,
 }
@@ -147,6 +154,9 @@ fn compare(known: &Known, found: &Sighting) -> Option<Change> {
     }
     if found.last < known.last {
         return Some(Change::Shortened { from: known.last, to: found.last });
+    }
+    if let Some(sequence) = found.missing {
+        return Some(Change::Missing { sequence });
     }
     let (sequence, stored) = known.witness?;
     (found.witness? != stored).then_some(Change::Rewritten { sequence })
@@ -200,6 +210,7 @@ impl Identities {
             && known.generation == generation
         {
             known.last = known.last.max(sequence);
+            known.written = known.written.max(Some(sequence));
         }
     }
 
@@ -208,7 +219,10 @@ impl Identities {
         let mut all = self.known();
         let Some(known) = all.get_mut(&store) else {
             let Sighting { created, last, .. } = *found;
-            all.insert(store, Known { created, last, witness: None, doubtful: None, generation: 0, look });
+            all.insert(
+                store,
+                Known { created, last, witness: None, written: None, doubtful: None, generation: 0, look },
+            );
             return (0, None);
         };
         // Somebody who asked later has learnt more already.
@@ -228,7 +242,7 @@ impl Identities {
                     _ => found.last_stored.max(found.at),
                 };
                 let doubtful = known.doubtful.max(seen).max(Some(until));
-                *known = Known { created, last, witness: None, doubtful, generation, look };
+                *known = Known { created, last, witness: None, written: None, doubtful, generation, look };
                 return (generation, Some(change));
             }
         }
@@ -278,9 +292,19 @@ impl Broker {
                 Some((sequence, _)) if with_witness => stored_at(&stream, sequence).await,
                 _ => None,
             };
+            let between = info.state.first_sequence..=info.state.last_sequence;
+            let missing = match before.and_then(|before| before.written).filter(|written| between.contains(written)) {
+                // A server may lose the end of a file and go on counting.
+                Some(written) if with_witness => match stream.get_raw_message(written).await {
+                    Err(error) if is_absent(&error.kind()) => Some(written),
+                    Err(error) => return Err(failed(&error)),
+                    Ok(_) => None,
+                },
+                _ => None,
+            };
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
             let (created, at) = (info.created.into(), SystemTime::now());
-            let found = Sighting { created, last, last_stored, witness, at };
+            let found = Sighting { created, last, last_stored, witness, missing, at };
             let gone = before.is_some_and(|before| matches!(compare(&before, &found), Some(Change::Shortened { .. })));
             if gone && (self.replicas > 1 || self.is_clustered()) && looked < LOOKS {
                 tokio::time::sleep(LOOK_PAUSE).await;
@@ -381,7 +405,7 @@ mod tests {
     fn look(identities: &Identities, created: u64, last: u64, witness: Option<u64>) -> (u64, Option<Change>) {
         let (number, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         let (last_stored, witness) = (at(last), witness.map(at));
-        let found = Sighting { created: at(created), last, last_stored, witness, at: at(last + 100) };
+        let found = Sighting { created: at(created), last, last_stored, witness, missing: None, at: at(last + 100) };
         identities.learn(OUTBOX, number, before, &found)
     }
 
@@ -437,7 +461,7 @@ mod tests {
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         identities.saw(OUTBOX, 0, 7, at(9));
         // Message 7 was stored after the server had answered.
-        let found = Sighting { created: at(1), last: 6, last_stored: at(6), witness: None, at: at(6) };
+        let found = Sighting { created: at(1), last: 6, last_stored: at(6), witness: None, missing: None, at: at(6) };
         assert_eq!(identities.learn(OUTBOX, early, before, &found), (0, None));
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         look(&identities, 2, 1, None);

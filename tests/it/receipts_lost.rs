@@ -81,6 +81,7 @@ impl Shop {
     async fn nothing_comes_again(&mut self) {
         self.lose_another("first").await;
         self.lose_another("second").await;
+        eventually("both to be counted", async || (self.repaired().await >= 2.0).then_some(())).await;
         assert_eq!((self.repaired().await, self.crm.unread()), (2.0, 0), "what was delivered was sent again");
         assert_eq!(self.down.unread(), 0);
     }
