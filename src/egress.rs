@@ -48,6 +48,7 @@ mod task;
 mod tell;
 mod turns;
 mod unreadable;
+mod untold;
 mod waiting;
 mod worker;
 

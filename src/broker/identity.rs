@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::names::{ENDPOINTS_STREAM, TASKS_STREAM};
 use super::read::is_absent;
-use super::{Broker, Names, Problem, ReadError};
+use super::{Broker, Names, Problem, ReadError, Visitor};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
 
@@ -77,7 +77,8 @@ impl Store {
                 "earlier deliveries are acked only if it still has their message; missing retries are rescheduled"
             }
             Self::Stream(StreamKind::Receipts) => {
-                "deliveries that had already finished may be sent again if they are redelivered"
+                "deliveries that had already finished may be sent again if they are redelivered; what RETRY has lost and \
+                  may have finished before is not rescheduled"
             }
             Self::Stream(StreamKind::Events) => "unconsumed events may be lost, and duplicates are no longer detected",
             Self::Stream(StreamKind::Dead) => "dead letters may be lost",
@@ -98,6 +99,8 @@ enum Change {
     Shortened { from: u64, to: u64 },
     /// It has another message at a sequence that was seen.
     Rewritten { sequence: u64 },
+    /// It has none at a sequence that was written, although it has not come so far that it would have dropped it.
+    Missing { sequence: u64 },
 }
 
 impl fmt::Display for Change {
@@ -105,6 +108,7 @@ impl fmt::Display for Change {
         match self {
             Self::Recreated { created } => write!(formatter, "it was created at {}", rfc3339(*created)),
             Self::Shortened { from, to } => write!(formatter, "its last sequence dropped from {from} to {to}"),
+            Self::Missing { sequence } => write!(formatter, "the message at sequence {sequence} is gone"),
             Self::Rewritten { sequence } => write!(formatter, "sequence {sequence} holds a different message"),
         }
     }
@@ -116,8 +120,10 @@ struct Known {
     created: SystemTime,
     /// The highest sequence that was seen.
     last: u64,
-    /// A message that was received: its sequence, and when it was stored.
+    /// A message that was seen: its sequence, and when it was stored.
     sample: Option<(u64, SystemTime)>,
+    /// The highest sequence that this process has written, where nobody takes single messages out.
+    written: Option<u64>,
     /// Messages that were stored until then may be those of an earlier store.
     doubtful: Option<SystemTime>,
     /// Counts the stores that had this name.
@@ -133,8 +139,12 @@ struct Observation {
     last: u64,
     /// When the last message was stored.
     last_stored: SystemTime,
-    /// When the message at the sampled sequence was stored, if there is one.
+    /// When the message at the sequence of the sample was stored, if there is one.
     sample: Option<SystemTime>,
+    /// A sequence that was written and is gone, although it lies between the first and the last.
+    missing: Option<u64>,
+    /// When the stream answered. Whatever it has lost was stored before.
+    at: SystemTime,
 }
 
 /// How what is found differs from what is known, if it does. Pure.
@@ -145,6 +155,9 @@ fn compare(known: &Known, found: &Observation) -> Option<Change> {
     if found.last < known.last {
         return Some(Change::Shortened { from: known.last, to: found.last });
     }
+    if let Some(sequence) = found.missing {
+        return Some(Change::Missing { sequence });
+    }
     let (sequence, stored) = known.sample?;
     (found.sample? != stored).then_some(Change::Rewritten { sequence })
 }
@@ -154,7 +167,7 @@ fn compare(known: &Known, found: &Observation) -> Option<Change> {
 pub(crate) struct Identities {
     known: Mutex<HashMap<Store, Known>>,
     looks: Mutex<u64>,
-    /// Changes whenever a store turns out to be another one than before.
+    /// Changes whenever OUTBOX or RETRY turns out to be another one than before.
     replaced: watch::Sender<()>,
 }
 
@@ -186,12 +199,30 @@ impl Identities {
         }
     }
 
+    /// The generation of a stream, if it was seen.
+    pub(super) fn current(&self, kind: StreamKind) -> Option<u64> {
+        self.known().get(&Store::Stream(kind)).map(|known| known.generation)
+    }
+
+    /// Remembers that a message was written to a stream, whose generation was this one before.
+    pub(super) fn wrote(&self, kind: StreamKind, generation: u64, sequence: u64) {
+        if let Some(known) = self.known().get_mut(&Store::Stream(kind))
+            && known.generation == generation
+        {
+            known.last = known.last.max(sequence);
+            known.written = known.written.max(Some(sequence));
+        }
+    }
+
     /// Takes in what was found, and says how it differs from what was known before it was asked for.
     fn learn(&self, store: Store, look: u64, before: Option<Known>, found: &Observation) -> (u64, Option<Change>) {
         let mut all = self.known();
         let Some(known) = all.get_mut(&store) else {
             let Observation { created, last, .. } = *found;
-            all.insert(store, Known { created, last, sample: None, doubtful: None, generation: 0, look });
+            all.insert(
+                store,
+                Known { created, last, sample: None, written: None, doubtful: None, generation: 0, look },
+            );
             return (0, None);
         };
         // Somebody who asked later has learnt more already.
@@ -205,8 +236,13 @@ impl Identities {
             Some(change) => {
                 let (created, last, generation) = (found.created, found.last, known.generation + 1);
                 let seen = known.sample.map(|(_, stored)| stored);
-                let doubtful = known.doubtful.max(seen).max(Some(found.last_stored));
-                *known = Known { created, last, sample: None, doubtful, generation, look };
+                let until = match change {
+                    // Everything in the one before was stored before this one was made.
+                    Change::Recreated { created } if created > known.created => created,
+                    _ => found.last_stored.max(found.at),
+                };
+                let doubtful = known.doubtful.max(seen).max(Some(until));
+                *known = Known { created, last, sample: None, written: None, doubtful, generation, look };
                 return (generation, Some(change));
             }
         }
@@ -256,8 +292,19 @@ impl Broker {
                 Some((sequence, _)) if with_sample => stored_at(&stream, sequence).await,
                 _ => None,
             };
+            let between = info.state.first_sequence..=info.state.last_sequence;
+            let missing = match before.and_then(|before| before.written).filter(|written| between.contains(written)) {
+                // A server may lose the end of a file and go on counting.
+                Some(written) if with_sample => match stream.get_raw_message(written).await {
+                    Err(error) if is_absent(&error.kind()) => Some(written),
+                    Err(error) => return Err(failed(&error)),
+                    Ok(_) => None,
+                },
+                _ => None,
+            };
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
-            let found = Observation { created: info.created.into(), last, last_stored, sample };
+            let (created, at) = (info.created.into(), SystemTime::now());
+            let found = Observation { created, last, last_stored, sample, missing, at };
             let gone = before.is_some_and(|before| matches!(compare(&before, &found), Some(Change::Shortened { .. })));
             if gone && (self.replicas > 1 || self.is_clustered()) && looked < LOOKS {
                 tokio::time::sleep(LOOK_PAUSE).await;
@@ -271,7 +318,10 @@ impl Broker {
                      backup, truncated, or deleted and recreated; {}. Check who changed it",
                     store.consequence()
                 );
-                self.identities.replaced.send_replace(());
+                // The other stores tell nothing of where deliveries are.
+                if matches!(store, Store::Stream(StreamKind::Outbox | StreamKind::Retry)) {
+                    self.identities.replaced.send_replace(());
+                }
             }
             return Ok(generation);
         }
@@ -313,7 +363,7 @@ impl Broker {
         doubtful.is_some_and(|until| stored <= until)
     }
 
-    /// Tells whenever a store turns out to be another one than before.
+    /// Tells whenever OUTBOX or RETRY turns out to be another one than before.
     pub(crate) fn replaced(&self) -> watch::Receiver<()> {
         self.identities.replaced.subscribe()
     }
@@ -321,6 +371,19 @@ impl Broker {
     /// How often each store was another one than before, since the process began.
     pub(crate) fn replacements(&self) -> Vec<(&'static str, u64)> {
         self.identities.replacements()
+    }
+}
+
+impl Visitor {
+    /// Since when a stream has lost nothing of its end, as far as is known: what was written to it earlier may have
+    /// been followed by something that is gone. Asks the stream now. The command line, which has not seen it before,
+    /// knows only when it was created.
+    pub(crate) async fn intact_since(&self, kind: StreamKind) -> Result<SystemTime, ReadError> {
+        let Some(broker) = &self.broker else { return self.created(kind).await };
+        let store = Store::Stream(kind);
+        broker.identify(store, true).await?;
+        let known = broker.identities.known().get(&store).copied();
+        Ok(known.map_or_else(SystemTime::now, |known| known.doubtful.map_or(known.created, |it| it.max(known.created))))
     }
 }
 
@@ -341,7 +404,8 @@ mod tests {
 
     fn look(identities: &Identities, created: u64, last: u64, sample: Option<u64>) -> (u64, Option<Change>) {
         let (number, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
-        let found = Observation { created: at(created), last, last_stored: at(last), sample: sample.map(at) };
+        let (last_stored, sample) = (at(last), sample.map(at));
+        let found = Observation { created: at(created), last, last_stored, sample, missing: None, at: at(last + 100) };
         identities.learn(OUTBOX, number, before, &found)
     }
 
@@ -361,11 +425,24 @@ mod tests {
         let identities = Identities::default();
         look(&identities, 1, 5, None);
         assert_eq!(look(&identities, 2, 50, None), (1, Some(Change::Recreated { created: at(2) })));
+        assert_eq!(identities.known()[&OUTBOX].doubtful, Some(at(2)));
         assert_eq!(look(&identities, 2, 40, None), (2, Some(Change::Shortened { from: 50, to: 40 })));
         identities.observed(OUTBOX, 2, 41, at(30));
         assert_eq!(look(&identities, 2, 60, Some(33)), (3, Some(Change::Rewritten { sequence: 41 })));
         assert_eq!(look(&identities, 2, 61, None), (3, None));
         assert!(identities.replacements().contains(&("OUTBOX", 3)));
+        // What was cut off may have been stored until it was noticed.
+        assert_eq!(identities.known()[&OUTBOX].doubtful, Some(at(160)));
+    }
+
+    #[test]
+    fn what_was_written_is_missed_when_it_is_cut_off() {
+        let identities = Identities::default();
+        look(&identities, 1, 5, None);
+        identities.wrote(StreamKind::Outbox, 0, 9);
+        assert_eq!(look(&identities, 1, 7, None), (1, Some(Change::Shortened { from: 9, to: 7 })));
+        identities.wrote(StreamKind::Outbox, 0, 50);
+        assert_eq!((identities.current(StreamKind::Outbox), look(&identities, 1, 8, None)), (Some(1), (1, None)));
     }
 
     #[test]
@@ -384,7 +461,7 @@ mod tests {
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         identities.observed(OUTBOX, 0, 7, at(9));
         // Message 7 was stored after the server had answered.
-        let found = Observation { created: at(1), last: 6, last_stored: at(6), sample: None };
+        let found = Observation { created: at(1), last: 6, last_stored: at(6), sample: None, missing: None, at: at(6) };
         assert_eq!(identities.learn(OUTBOX, early, before, &found), (0, None));
         let (early, before) = (identities.next_look(), identities.known().get(&OUTBOX).copied());
         look(&identities, 2, 1, None);

@@ -127,7 +127,14 @@ impl Broker {
     /// without a leader are waited for meanwhile.
     pub(crate) async fn publish(&self, outgoing: &Outgoing, wait: Duration) -> Result<Stored, PublishError> {
         let subject = self.names.subject(&outgoing.subject);
-        self.send(subject, stream_of(&outgoing.subject), || outgoing.nats_headers(), &outgoing.payload, wait).await
+        let stream = stream_of(&outgoing.subject);
+        // Nobody takes messages from RECEIPTS: how far it has come is known from what is written to it.
+        let generation = stream.filter(|kind| *kind == StreamKind::Receipts).map(|kind| self.identities.current(kind));
+        let stored = self.send(subject, stream, || outgoing.nats_headers(), &outgoing.payload, wait).await?;
+        if let (Some(kind), Some(Some(generation)), false) = (stream, generation, stored.duplicate) {
+            self.identities.wrote(kind, generation, stored.sequence);
+        }
+        Ok(stored)
     }
 
     /// Publishes a schedule, unless another one than it is to replace waits on its subject. Replacing is one step: at

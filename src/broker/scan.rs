@@ -34,7 +34,8 @@ impl Broker {
     /// A visit over this broker's connection.
     pub(crate) fn visitor(&self) -> Visitor {
         let (client, jetstream) = (self.client.clone(), self.jetstream.clone());
-        Visitor { client, jetstream, names: (*self.names).clone(), side: self.side.clone() }
+        let (names, side) = ((*self.names).clone(), self.side.clone());
+        Visitor { client, jetstream, names, side, broker: Some(self.clone()) }
     }
 }
 
@@ -98,16 +99,24 @@ impl Visitor {
         Ok(Floors(floors))
     }
 
-    /// Since when a stream has kept everything; none where it has nothing left of what it had.
+    /// Since when a stream has kept everything; none where it has nothing left of what it had. What it lost at its end
+    /// does not show here.
     pub(crate) async fn complete_since(&self, kind: StreamKind) -> Result<Option<SystemTime>, ReadError> {
         let stream = self.handle(kind, self.names.stream(kind)).await?;
-        let state = stream.get_info().await.map_err(|error| ReadError::new(kind, error))?.state;
+        let info = stream.get_info().await.map_err(|error| ReadError::new(kind, error))?;
+        let (state, created) = (info.state, SystemTime::from(info.created));
         let never_dropped = state.first_sequence <= 1;
         Ok(match state.messages {
-            _ if never_dropped => Some(SystemTime::UNIX_EPOCH),
+            _ if never_dropped => Some(created),
             0 => None,
-            _ => Some(state.first_timestamp.into()),
+            _ => Some(created.max(state.first_timestamp.into())),
         })
+    }
+
+    /// When a stream was created.
+    pub(super) async fn created(&self, kind: StreamKind) -> Result<SystemTime, ReadError> {
+        let stream = self.handle(kind, self.names.stream(kind)).await?;
+        stream.get_info().await.map(|info| info.created.into()).map_err(|error| ReadError::new(kind, error))
     }
 
     /// Publishes a schedule on a subject on which none waits. With the id, the stream knows it if somebody else

@@ -27,6 +27,8 @@ pub(crate) struct Visitor {
     pub(super) names: Names,
     /// For pages of a stream, in which there may be a message that ends a connection.
     pub(super) side: Arc<Side>,
+    /// The role's broker that it belongs to; none on the command line.
+    pub(super) broker: Option<Broker>,
 }
 
 /// A message that passed by.
@@ -56,7 +58,7 @@ impl Broker {
         let client =
             tokio::time::timeout(patience, connect).await.with_context(unreachable)?.with_context(unreachable)?;
         let jetstream = jetstream::new(client.clone());
-        Ok(Visitor { client, jetstream, names, side: Side::new(nats, "cli") })
+        Ok(Visitor { client, jetstream, names, side: Side::new(nats, "cli"), broker: None })
     }
 }
 

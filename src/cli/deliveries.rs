@@ -29,7 +29,8 @@ const REPAIR: &str = "\
 Runs the check immediately that couriers run every `egress.repair_every`, and includes what is due later. A delivery \
 counts as lost if its last receipt says that it waits, OUTBOX has acked it, and RETRY has no message for it. If OUTBOX \
 no longer has its message either, a dead letter without a body is written. Nothing is sent twice, even if several \
-processes run this check at the same time.";
+processes run this check at the same time. Deliveries that waited before RECEIPTS was created are not known and not \
+repaired.";
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -145,7 +146,7 @@ fn as_line(waiting: &Waiting) -> String {
 
 async fn repair(visitor: &Visitor, dry_run: bool, json: bool) -> anyhow::Result<()> {
     let now = Clock::default().now();
-    let repair = Repair { visitor, now, overdue: None, dry_run };
+    let repair = Repair { visitor, now, overdue: None, dry_run, untold: None };
     let mut count = 0_usize;
     let mut show = |page: &RepairPage| {
         for repaired in &page.repaired {

@@ -28,8 +28,10 @@ const CHUNK: usize = 64;
 const LOOK_FOR_ENDED: Duration = Duration::from_secs(5);
 /// How long the courier that wrote a record has to take it away before others do.
 const LEFT_BY_OTHERS: Duration = Duration::from_secs(60);
-/// The most destinations that are held at once.
+/// The most endpoints that are held at once, and the most origins of callbacks.
 const REMEMBERED: usize = 20_000;
+/// The most origins that are held at once for the callbacks of one agent: it may choose them.
+const REMEMBERED_OF_AGENT: usize = 1000;
 /// The longest time over which deliveries come that waited for the same end.
 const LONGEST_SPREAD: Duration = Duration::from_secs(600);
 
@@ -75,6 +77,11 @@ pub(super) fn held_as<'a>(token: &'a str, agent: &str) -> Cow<'a, str> {
     if token.starts_with("c_") { format!("{token}.{agent}").into() } else { token.into() }
 }
 
+/// The agent whose callbacks are held; none where it is an endpoint.
+fn agent_of(held_as: &str) -> Option<&str> {
+    held_as.split_once('.').map(|(_, agent)| agent)
+}
+
 /// The key of the bucket.
 pub(crate) fn key(held_as: &str) -> String {
     format!("{PREFIX}{held_as}")
@@ -97,6 +104,9 @@ pub(super) struct Holds {
 #[derive(Debug, Default)]
 struct Table {
     holds: HashMap<String, Hold>,
+    /// How many of them are of endpoints, and of the callbacks of each agent.
+    endpoints: usize,
+    callbacks: HashMap<String, usize>,
     /// What others have to hear of.
     untold: HashSet<String>,
 }
@@ -134,7 +144,7 @@ impl Table {
             self.untold.insert(held_as.to_owned());
         }
         let given = before.map_or(now, |before| before.given);
-        self.holds.insert(held_as.to_owned(), Hold { until: longest, at: now, lifted: false, ours: true, given });
+        self.put(held_as, Hold { until: longest, at: now, lifted: false, ours: true, given });
     }
 
     /// Takes over what was told. `true`: it was lifted.
@@ -153,7 +163,7 @@ impl Table {
             }
             (State::Lifted, before) => {
                 let hold = Hold { until, at, lifted: true, ours: false, given: now };
-                self.holds.insert(held_as.to_owned(), hold);
+                self.put(held_as, hold);
                 before.is_some()
             }
             (State::Held, Some(before)) => {
@@ -162,12 +172,12 @@ impl Table {
                     self.untold.insert(held_as.to_owned());
                 }
                 let hold = Hold { until: before.until.max(until), at: before.at.max(at), ..before };
-                self.holds.insert(held_as.to_owned(), hold);
+                self.put(held_as, hold);
                 false
             }
             (State::Held, None) => {
                 let hold = Hold { until, at, lifted: false, ours: false, given: now };
-                self.holds.insert(held_as.to_owned(), hold);
+                self.put(held_as, hold);
                 false
             }
         }
@@ -176,7 +186,7 @@ impl Table {
     /// Its record was taken away. `true`: it held until now.
     fn removed(&mut self, held_as: &str, now: SystemTime) -> bool {
         self.untold.remove(held_as);
-        self.holds.remove(held_as).is_some_and(|hold| !hold.lifted && now < hold.until)
+        self.take(held_as).is_some_and(|hold| !hold.lifted && now < hold.until)
     }
 
     /// The moment at which a delivery may come that may not begin now, `apart` from the one before.
@@ -206,14 +216,46 @@ impl Table {
         };
         let ended: Vec<_> = self.holds.iter().filter(|(_, hold)| is_over(hold)).map(|(key, _)| key.clone()).collect();
         for held_as in &ended {
-            self.holds.remove(held_as);
+            self.take(held_as);
             self.untold.remove(held_as);
         }
         ended
     }
 
     fn has_room(&self, held_as: &str) -> bool {
-        self.holds.len() < REMEMBERED || self.holds.contains_key(held_as)
+        self.holds.contains_key(held_as)
+            || match agent_of(held_as) {
+                None => self.endpoints < REMEMBERED,
+                Some(agent) => {
+                    self.holds.len() - self.endpoints < REMEMBERED
+                        && self.callbacks.get(agent).is_none_or(|count| *count < REMEMBERED_OF_AGENT)
+                }
+            }
+    }
+
+    fn put(&mut self, held_as: &str, hold: Hold) {
+        if self.holds.insert(held_as.to_owned(), hold).is_none() {
+            match agent_of(held_as) {
+                None => self.endpoints += 1,
+                Some(agent) => *self.callbacks.entry(agent.to_owned()).or_default() += 1,
+            }
+        }
+    }
+
+    fn take(&mut self, held_as: &str) -> Option<Hold> {
+        let hold = self.holds.remove(held_as)?;
+        match agent_of(held_as) {
+            None => self.endpoints -= 1,
+            Some(agent) => {
+                if let Some(count) = self.callbacks.get_mut(agent) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.callbacks.remove(agent);
+                    }
+                }
+            }
+        }
+        Some(hold)
     }
 }
 
@@ -429,6 +471,32 @@ mod tests {
         assert_eq!(table.ended(at(99)), Vec::<String>::new());
         assert_eq!(table.ended(at(100)), ["e_ours"]);
         assert_eq!(table.ended(at(160)), ["e_theirs"]);
+    }
+
+    #[test]
+    fn no_agent_takes_the_room_of_others_or_of_endpoints() {
+        let mut table = Table::default();
+        for number in 0..REMEMBERED {
+            table.asked(&format!("c_{number}.greedy"), at(100), NOW);
+            table.told(&format!("c_{number}.told"), State::Held, at(100), NOW, NOW);
+        }
+        assert_eq!(table.holds.len(), 2 * REMEMBERED_OF_AGENT);
+        table.asked("c_1.other", at(100), NOW);
+        assert!(table.holds.contains_key("c_1.other"));
+        // Many agents together leave room for endpoints, too.
+        for number in 0..REMEMBERED {
+            table.asked(&format!("c_1.agent-{number}"), at(100), NOW);
+        }
+        assert_eq!(table.holds.len(), REMEMBERED);
+        table.asked("e_crm", at(100), NOW);
+        assert_eq!(ends(&table, 1), Some(at(100)));
+        // What is asked for again takes no more room, and what has ended gives it back.
+        table.asked("c_1.greedy", at(200), NOW);
+        assert!(table.removed("c_2.greedy", NOW));
+        table.asked("c_999999.greedy", at(100), NOW);
+        assert_eq!((table.holds.len(), table.callbacks["greedy"]), (REMEMBERED + 1, REMEMBERED_OF_AGENT));
+        table.ended(at(1000));
+        assert_eq!((table.holds.len(), table.endpoints, table.callbacks.len()), (0, 0, 0));
     }
 
     #[test]

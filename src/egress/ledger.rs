@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::outbox_message::OutboxMessage;
 use super::receipt::{self, Receipt, Status};
+use super::untold::Untold;
 use crate::broker::{Broker, Outgoing, PublishError, ReadError, Schedule, Stored};
 use crate::config::StreamKind;
 use crate::event::trace;
@@ -17,8 +18,8 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// For how long a receipt is tried that a ready server does not take: an election takes seconds, and a stream that
 /// was deleted is made again within a minute. The delivery stays in hand meanwhile.
 const RECEIPT_WITHIN: Duration = Duration::from_secs(300);
-/// For how long a receipt is tried that the stream itself refuses, because it is full for example: no election answers
-/// so, and the next attempt of the delivery waits for it.
+/// For how long what does not end a delivery is tried where the stream itself refuses it, because it is full for
+/// example: no election answers so, and the next attempt of the delivery waits for it.
 const REFUSED_WITHIN: Duration = Duration::from_secs(15);
 /// How often it is logged that something still cannot be written.
 const LOG_EVERY: Duration = Duration::from_secs(30);
@@ -27,11 +28,27 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// For how long something is tried before it is given up.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// In all.
+    within: Duration,
+    /// Where the stream itself refuses it.
+    refused: Duration,
+}
+
+/// That a delivery has ended: without it, it would be taken for open, and made again.
+const TERMINAL: Patience = Patience { within: RECEIPT_WITHIN, refused: RECEIPT_WITHIN };
+/// Anything else.
+const PASSING: Patience = Patience { within: RECEIPT_WITHIN, refused: REFUSED_WITHIN };
+
 /// The books of the courier.
 #[derive(Clone)]
 pub(super) struct Ledger {
     pub(super) broker: Broker,
     pub(super) metrics: Metrics,
+    /// What has ended and could not be told.
+    pub(super) untold: Untold,
 }
 
 /// The server takes no message of this size.
@@ -61,19 +78,25 @@ impl Ledger {
         }
     }
 
-    /// Writes a receipt. One that cannot be written is counted; it never causes another attempt by itself.
+    /// Writes a receipt. One that cannot be written is counted; it never causes another attempt by itself: that a
+    /// delivery has ended is remembered then for as long as this process lives.
     pub(super) async fn receipt(&self, receipt: &Receipt<'_>, trace: Option<&trace::Context>) {
         let message = receipt.message(trace, self.broker.max_payload());
         let publish = || self.broker.publish(&message, CONFIRM_WITHIN);
-        if self.persist(&message.subject, Some(RECEIPT_WITHIN), publish).await.is_err() {
+        let is_terminal = receipt.status != Status::Retrying;
+        let patience = if is_terminal { TERMINAL } else { PASSING };
+        if self.persist(&message.subject, Some(patience), publish).await.is_err() {
             self.metrics.lost_receipts.inc();
+            if is_terminal {
+                self.untold.remember(receipt.about, receipt.delivery_id);
+            }
         }
     }
 
     /// Publishes news that others can also read elsewhere. What cannot be published is left.
     pub(super) async fn news(&self, outgoing: &Outgoing) {
         let publish = || self.broker.publish(outgoing, CONFIRM_WITHIN);
-        if let Err(error) = self.persist(&outgoing.subject, Some(RECEIPT_WITHIN), publish).await {
+        if let Err(error) = self.persist(&outgoing.subject, Some(PASSING), publish).await {
             self.metrics.lost_news.inc();
             tracing::warn!("Nobody hears of {}, the state itself is written: {error}", outgoing.subject);
         }
@@ -93,6 +116,9 @@ impl Ledger {
         message: OutboxMessage,
         attempt: u32,
     ) -> Result<Known, ReadError> {
+        if self.untold.has(message, delivery_id) {
+            return Ok(Known::Ended);
+        }
         let last = |status| {
             let subject = receipt::subject(agent, status, delivery_id);
             async move {
@@ -121,13 +147,13 @@ impl Ledger {
         Ok(stored.and_then(|stored| receipt::progress(&stored, message)).unwrap_or_default())
     }
 
-    /// Tries until the stream confirms, or for as long as `within`. While NATS is away it waits for it without counting.
+    /// Tries until the stream confirms, or until `patience` ends. While NATS is away it waits for it without counting.
     ///
     /// It gives up by time and never by a number of tries: in an election every try is refused at once.
     async fn persist<F>(
         &self,
         subject: &str,
-        within: Option<Duration>,
+        patience: Option<Patience>,
         publish: impl Fn() -> F,
     ) -> Result<Stored, PublishError>
     where
@@ -153,9 +179,9 @@ impl Ledger {
                 stored => return stored,
             };
             let seconds = refused_for.as_secs();
-            let within = within.map(|within| match &error {
-                PublishError::Full | PublishError::Refused(_) => within.min(REFUSED_WITHIN),
-                _ => within,
+            let within = patience.map(|patience| match &error {
+                PublishError::Full | PublishError::Refused(_) => patience.refused,
+                _ => patience.within,
             });
             if within.is_some_and(|within| refused_for >= within) {
                 tracing::error!(

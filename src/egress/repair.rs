@@ -21,6 +21,7 @@ use super::pointer::{Pointer, Why};
 use super::reason::{Reason, Refusal};
 use super::receipt::{self, Status};
 use super::replay::is_outbox_of;
+use super::untold::Untold;
 use crate::broker::{Floors, Outgoing, PublishError, ReadError, Schedule, StoredMessage, Visitor};
 use crate::config::StreamKind;
 use crate::event::headers::Headers;
@@ -71,6 +72,8 @@ pub(crate) struct Repair<'a> {
     pub(crate) overdue: Option<Duration>,
     /// Change nothing, only find.
     pub(crate) dry_run: bool,
+    /// What this process knows to have ended without a receipt.
+    pub(crate) untold: Option<&'a Untold>,
 }
 
 /// One page that was looked at.
@@ -151,6 +154,12 @@ impl Waiting {
         }
     }
 
+    /// Whether it cannot have ended before RECEIPTS lost something of its end: it was told of later, or its time came
+    /// later. What waits for another reason than a failed attempt may come before its time.
+    fn is_known(&self, intact_since: SystemTime) -> bool {
+        self.told > intact_since || self.held.is_none() && self.due.is_some_and(|due| due > intact_since)
+    }
+
     /// Whether this is the message that it is about.
     fn is_of(&self, found: &StoredMessage) -> bool {
         let same = self.about.is(&OutboxMessage::new(found.sequence, found.stored));
@@ -174,8 +183,19 @@ impl Repair<'_> {
         let waiting: Vec<Waiting> = waiting.into_values().collect();
         let mut repaired = Vec::new();
         for chunk in waiting.chunks(CONCURRENCY) {
-            let looks: Vec<_> = chunk.iter().map(|waiting| self.delivery(waiting, &floors)).collect();
-            for found in join_all(looks).await {
+            let looks: Vec<_> = chunk.iter().map(|waiting| self.is_lost(waiting, &floors)).collect();
+            let mut lost = Vec::new();
+            for (waiting, looked) in chunk.iter().zip(join_all(looks).await) {
+                lost.extend(looked?.then_some(waiting));
+            }
+            if lost.is_empty() {
+                continue;
+            }
+            // After the receipts were read: they are believed only if they were all there then.
+            let intact_since = self.visitor.intact_since(StreamKind::Receipts).await?;
+            let lost = lost.into_iter().filter(|waiting| waiting.is_known(intact_since));
+            let repairs: Vec<_> = lost.map(|waiting| self.delivery(waiting)).collect();
+            for found in join_all(repairs).await {
                 repaired.extend(found?);
             }
         }
@@ -187,21 +207,31 @@ impl Repair<'_> {
         waiting.due.unwrap_or(waiting.told) + overdue <= self.now
     }
 
-    async fn delivery(&self, waiting: &Waiting, floors: &Floors) -> anyhow::Result<Option<Repaired>> {
+    /// Whether a delivery that should wait is nowhere, as far as the receipts tell.
+    async fn is_lost(&self, waiting: &Waiting, floors: &Floors) -> anyhow::Result<bool> {
         let Waiting { agent, delivery_id, about, .. } = waiting;
-        let Some((token, line)) = waiting.token() else { return Ok(None) };
+        let Some((token, line)) = waiting.token() else { return Ok(false) };
         let of_line = line.and_then(|line| floors.of(&line)).unwrap_or(u64::MAX);
-        if about.sequence > floors.courier().min(of_line) {
-            return Ok(None);
+        if about.sequence > floors.courier().min(of_line) || self.has_ended_untold(*about, delivery_id) {
+            return Ok(false);
         }
         // Most have ended long ago, and this tells so at once.
         let last = self.visitor.last_on(StreamKind::Receipts, &subject::receipts_of(agent, delivery_id)).await?;
         if last.is_some_and(|last| receipt::state(&last, *about).is_some_and(|word| word.is_over)) {
-            return Ok(None);
+            return Ok(false);
         }
-        if self.is_in_retry(&token, delivery_id, *about).await? || self.has_moved_on(waiting).await? {
-            return Ok(None);
-        }
+        Ok(!self.is_in_retry(&token, delivery_id, *about).await? && !self.has_moved_on(waiting).await?)
+    }
+
+    /// Whether this process has ended it, and could not write so.
+    pub(super) fn has_ended_untold(&self, about: OutboxMessage, delivery_id: &str) -> bool {
+        self.untold.is_some_and(|untold| untold.has(about, delivery_id))
+    }
+
+    /// Repairs a delivery that is lost.
+    async fn delivery(&self, waiting: &Waiting) -> anyhow::Result<Option<Repaired>> {
+        let Waiting { about, .. } = waiting;
+        let Some((token, _)) = waiting.token() else { return Ok(None) };
         let message = self.visitor.message_at(StreamKind::Outbox, about.sequence).await?;
         match message.filter(|found| waiting.is_of(found)) {
             Some(found) => {
@@ -386,6 +416,18 @@ mod tests {
         for nobody in [r#"{"message":"m","destination":null,"attempt":1}"#, "{}", "x"] {
             assert!(Waiting::read(&receipt("receipts.a.retrying.m", nobody)).is_none(), "{nobody}");
         }
+    }
+
+    #[test]
+    fn what_may_have_ended_before_receipts_were_lost_is_not_believed_to_wait() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let read = |body| Waiting::read(&receipt("receipts.a.retrying.m", body)).unwrap();
+        let failed =
+            read(r#"{"message":"m","destination":"crm","attempt":1,"next_attempt_at":"1970-01-01T00:01:00.000Z"}"#);
+        assert!(!failed.is_known(at(60)) && failed.is_known(at(59)));
+        assert!(Waiting { told: at(100), ..failed.clone() }.is_known(at(99)));
+        assert!(!Waiting { held: Some(Why::Breaker), ..failed.clone() }.is_known(at(59)), "it may have come earlier");
+        assert!(!Waiting { due: None, ..failed }.is_known(at(59)));
     }
 
     #[test]

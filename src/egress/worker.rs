@@ -22,6 +22,7 @@ use super::send::Sender;
 use super::standing::Standings;
 use super::task::{Arrived, Next};
 use super::turns::{Turn, Turns};
+use super::untold::Untold;
 use crate::broker::{Broker, Outgoing, Received, StoredMessage};
 use crate::clock::Clock;
 use crate::config::{Config, MOST_ATTEMPTS, StreamKind};
@@ -129,7 +130,7 @@ impl Worker {
         let (egress, guard) = (&config.egress, Guard::new(&config.egress));
         Ok(Self {
             sender: Sender::new(guard.clone(), egress, clock.clone())?,
-            ledger: Ledger { broker: broker.clone(), metrics: metrics.clone() },
+            ledger: Ledger { broker: broker.clone(), metrics: metrics.clone(), untold: Untold::default() },
             outbox: broker.names().stream(StreamKind::Outbox).into(),
             standings: Standings::new(registry.sealer()),
             held: Held::default(),

@@ -389,7 +389,7 @@ async fn an_endpoint_has_waits_hopeless_statuses_and_ages_of_its_own() {
 async fn a_retry_that_is_due_before_its_attempt_is_written_down_does_not_wait_for_the_ack_wait() {
     let (nats, mut receiver) = (Nats::start().await, Receiver::scripted([Reply::Status(500)]).await);
     let _hookbridge = Hookbridge::start(&nats, &format!("{}\nretry = [\"50ms\"]", crm(&receiver))).await;
-    // A receipt that is not taken is tried for about three seconds; the delivery is in hand meanwhile.
+    // A receipt of a retry that is not taken is tried for a quarter of a minute; the delivery is in hand meanwhile.
     let mut receipts = nats.jetstream().get_stream("RECEIPTS").await.unwrap().get_info().await.unwrap().config;
     receipts.max_bytes = 1;
     receipts.discard = async_nats::jetstream::stream::DiscardPolicy::New;

@@ -48,6 +48,7 @@ mod payloads;
 mod pulls;
 mod quarantine;
 mod readiness;
+mod receipts_lost;
 mod refused_addresses;
 mod repair;
 mod replay;
