@@ -11,11 +11,11 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use async_nats::jetstream::stream::Stream;
+use async_nats::Client;
 use tokio::sync::watch;
 
 use super::names::{ENDPOINTS, TASKS};
-use super::read::is_absent;
+use super::raw::{self, Which};
 use super::{Broker, Names, Problem, ReadError};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
@@ -211,6 +211,11 @@ impl Identities {
         (known.generation, None)
     }
 
+    /// How many streams of this name came before the one that was seen last.
+    pub(super) fn generation_of(&self, kind: StreamKind) -> u64 {
+        self.known().get(&Store::Stream(kind)).map_or(0, |known| known.generation)
+    }
+
     /// How often each store was another one than before.
     pub(crate) fn replacements(&self) -> Vec<(&'static str, u64)> {
         let known = self.known();
@@ -251,7 +256,7 @@ impl Broker {
             let (look, before) = (self.identities.next_look(), self.identities.known().get(&store).copied());
             let info = stream.get_info().await.map_err(|error| failed(&error))?;
             let witness = match before.and_then(|before| before.witness) {
-                Some((sequence, _)) if with_witness => stored_at(&stream, sequence).await,
+                Some((sequence, _)) if with_witness => stored_at(&self.client, &name, sequence).await,
                 _ => None,
             };
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
@@ -298,11 +303,7 @@ impl Broker {
         sequence: u64,
         stored: SystemTime,
     ) -> Result<bool, ReadError> {
-        match self.stream(kind).await?.get_raw_message(sequence).await {
-            Ok(found) => Ok(SystemTime::from(found.time) == stored),
-            Err(error) if is_absent(&error.kind()) => Ok(false),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
+        Ok(self.read_raw(kind, Which::at(sequence)).await?.is_some_and(|found| found.stored == stored))
     }
 
     /// Whether a message that was stored then may be that of a store which is gone.
@@ -323,8 +324,8 @@ impl Broker {
 }
 
 /// When the message at a sequence was stored; none if there is none, or it cannot be read.
-async fn stored_at(stream: &Stream<()>, sequence: u64) -> Option<SystemTime> {
-    stream.get_raw_message(sequence).await.ok().map(|found| found.time.into())
+async fn stored_at(client: &Client, stream: &str, sequence: u64) -> Option<SystemTime> {
+    raw::get(client, stream, Which::at(sequence)).await.ok().flatten().map(|found| found.stored)
 }
 
 #[cfg(test)]
