@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::TryStreamExt;
+use hookbridge::app::Roles;
 use serde_json::json;
 
 use crate::harness::{Configuration, Hookbridge, Nats, Receiver, Reply, eventually, request, run, within};
@@ -211,6 +212,34 @@ async fn two_couriers_write_one_dead_letter_each() {
     assert_eq!(receiver.unread(), 0);
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
     assert_eq!(stored(&nats, "DEAD", "dead.>").await, 40);
+}
+
+#[tokio::test]
+async fn a_restart_of_the_server_has_no_courier_take_what_another_has_in_hand() {
+    const IN_HAND: usize = 8;
+    let (mut nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let first = Hookbridge::start_as(&nats, Roles::Courier, &endpoint(&receiver)).await;
+    let second = Hookbridge::start_as(&nats, Roles::Courier, &endpoint(&receiver)).await;
+    receiver.otherwise(Reply::Hold);
+    for number in 0..IN_HAND {
+        nats.publish("outbox.a", &[], good(number)).await;
+    }
+    for _ in 0..IN_HAND {
+        receiver.next().await;
+    }
+
+    nats.kill();
+    nats.run_again().await;
+    first.ready().await;
+    second.ready().await;
+    receiver.otherwise(Reply::Status(204));
+    // What is asked for again comes before what is new.
+    nats.publish("outbox.a", &[], good(IN_HAND)).await;
+
+    assert_eq!(receiver.next().await.header("webhook-id"), format!("good-{IN_HAND}"));
+    (0..IN_HAND).for_each(|_| receiver.release());
+    settled(&nats).await;
+    assert_eq!(receiver.unread(), 0);
 }
 
 #[tokio::test]
