@@ -86,7 +86,7 @@ impl Courier {
         let watching = CancellationToken::new();
         let pulls = async {
             let watched = tokio::time::timeout(WATCHED_WITHIN, watching.cancelled());
-            drop(stop.run_until_cancelled(watched).await);
+            stop.run_until_cancelled(watched).await;
             tokio::join!(
                 futures_util::future::join_all((0..PULLS).map(|_| outbox.run(&stop, from_outbox))),
                 futures_util::future::join_all((0..PULLS).map(|_| retry.run(&stop, from_retry))),
