@@ -218,8 +218,9 @@ async fn two_couriers_write_one_dead_letter_each() {
 async fn a_restart_of_the_server_has_no_courier_take_what_another_has_in_hand() {
     const IN_HAND: usize = 8;
     let (mut nats, mut receiver) = (Nats::start().await, Receiver::start().await);
-    let first = Hookbridge::start_as(&nats, Roles::Courier, &endpoint(&receiver)).await;
-    let second = Hookbridge::start_as(&nats, Roles::Courier, &endpoint(&receiver)).await;
+    let configuration = Configuration::new(&endpoint(&receiver));
+    let first = configuration.courier(&nats);
+    first.ready().await;
     receiver.otherwise(Reply::Hold);
     for number in 0..IN_HAND {
         nats.publish("outbox.a", &[], good(number)).await;
@@ -227,16 +228,18 @@ async fn a_restart_of_the_server_has_no_courier_take_what_another_has_in_hand() 
     for _ in 0..IN_HAND {
         receiver.next().await;
     }
+    let _second = Hookbridge::start_as(&nats, Roles::Courier, &endpoint(&receiver)).await;
 
+    // The server forgets who watches, and only the second comes back at once.
+    first.pause().await;
     nats.kill();
     nats.run_again().await;
-    first.ready().await;
-    second.ready().await;
     receiver.otherwise(Reply::Status(204));
     // What is asked for again comes before what is new.
     nats.publish("outbox.a", &[], good(IN_HAND)).await;
 
     assert_eq!(receiver.next().await.header("webhook-id"), format!("good-{IN_HAND}"));
+    first.go_on().await;
     (0..IN_HAND).for_each(|_| receiver.release());
     settled(&nats).await;
     assert_eq!(receiver.unread(), 0);
