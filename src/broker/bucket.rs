@@ -11,6 +11,8 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::{Client, jetstream};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use serde::Deserialize;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::names::ENDPOINTS_STREAM;
@@ -20,6 +22,8 @@ use crate::event::Headers;
 
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How often to compare what was heard with what the bucket has.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The most keys that a visit reads.
 const MOST_KEYS: usize = 100_000;
 /// Parts of the bucket that are read at once.
@@ -65,16 +69,53 @@ pub(super) fn is_value(headers: &Headers) -> bool {
     headers.get(OPERATION).is_none() && headers.get(MARKER).is_none()
 }
 
-/// Whether no other courier watches the bucket, or has in the last half minute.
-pub(super) async fn is_alone(jetstream: &jetstream::Context, names: &Names, process: &str) -> bool {
-    let Ok(stream) = jetstream.get_stream_no_info(stream_of(&names.endpoints_bucket())).await else { return false };
-    let mut watches = stream.consumers();
-    while let Some(watch) = watches.next().await {
-        if !watch.is_ok_and(|watch| watch.config.description.as_deref() == Some(process)) {
+/// A part of the list of a stream's consumers.
+#[derive(Deserialize)]
+struct Listed {
+    total: u64,
+    #[serde(default)]
+    consumers: Vec<Watch>,
+    /// Those that did not answer.
+    #[serde(default)]
+    missing: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Watch {
+    config: WatchConfig,
+}
+
+#[derive(Deserialize)]
+struct WatchConfig {
+    description: Option<String>,
+}
+
+impl Listed {
+    /// How many of this process are listed; none where there is another, or one that is not known.
+    fn own(&self, process: &str) -> Option<u64> {
+        let is_own = |watch: &Watch| watch.config.description.as_deref() == Some(process);
+        let all_own = self.missing.as_ref().is_none_or(Vec::is_empty) && self.consumers.iter().all(is_own);
+        all_own.then_some(self.consumers.len() as u64)
+    }
+}
+
+/// Whether no other courier watches the bucket, or has in the last half minute. Where the list of who watches is not
+/// complete, there may be one.
+pub(super) async fn is_alone(client: &Client, names: &Names, process: &str) -> bool {
+    let subject = format!("$JS.API.CONSUMER.LIST.{}", stream_of(&names.endpoints_bucket()));
+    let mut known = 0;
+    loop {
+        let answer = client.request(subject.clone(), format!(r#"{{"offset":{known}}}"#).into()).await;
+        // An error has no total.
+        let listed = answer.ok().and_then(|answer| serde_json::from_slice::<Listed>(&answer.payload).ok());
+        let Some((listed, own)) = listed.and_then(|listed| listed.own(process).map(|own| (listed, own))) else {
             return false;
+        };
+        known += own;
+        if known >= listed.total || own == 0 {
+            return known == listed.total;
         }
     }
-    true
 }
 
 /// The parts in which sequences are read, in their order.
@@ -196,7 +237,13 @@ impl Broker {
 
     /// Calls `changed` for every key there is and for every change, until stopped; `None` is a removed one.
     /// Begins anew with every connection of the role; one that only this watch has lost it goes on after.
-    pub(crate) async fn watch_endpoints(&self, stop: &CancellationToken, changed: impl Fn(&str, Option<&[u8]>)) {
+    /// Cancels `watching` once the server knows of the watch.
+    pub(crate) async fn watch_endpoints(
+        &self,
+        stop: &CancellationToken,
+        watching: &CancellationToken,
+        changed: impl Fn(&str, Option<&[u8]>),
+    ) {
         let (mut place, mut connection) = (Place::default(), None);
         while !stop.is_cancelled() {
             let Some(Some(ready)) = stop.run_until_cancelled(self.ready()).await else { return };
@@ -206,7 +253,7 @@ impl Broker {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.lost(ready.connection) => continue,
-                ended = self.follow_endpoints(&mut place, &changed) => {
+                ended = self.follow_endpoints(&mut place, watching, &changed) => {
                     if let Err(error) = ended {
                         tracing::debug!("Watching the bucket of endpoints ended: {error}");
                     }
@@ -219,15 +266,16 @@ impl Broker {
     async fn follow_endpoints(
         &self,
         place: &mut Place,
+        watching: &CancellationToken,
         changed: &impl Fn(&str, Option<&[u8]>),
     ) -> Result<(), BucketError> {
         let side = self.side.client().await.map_err(|error| failed(&error))?;
         let lost = side.lost();
         // What ended the last watch may be a record that cannot be read; here it can be, and is removed.
         self.read_records(place, changed).await?;
-        let watching = self.follow_changes(&side.client, place, changed);
+        let following = self.follow_changes(&side.client, place, watching, changed);
         tokio::select! {
-            ended = watching => ended,
+            ended = following => ended,
             () = lost => Err(failed(&"the connection was lost")),
         }
     }
@@ -236,6 +284,7 @@ impl Broker {
         &self,
         client: &Client,
         place: &mut Place,
+        watching: &CancellationToken,
         changed: &impl Fn(&str, Option<&[u8]>),
     ) -> Result<(), BucketError> {
         let bucket = self.names.endpoints_bucket();
@@ -251,7 +300,27 @@ impl Broker {
         let watch = stream.map_err(|error| failed(&error))?.create_consumer(watch).await;
         let messages = watch.map_err(|error| failed(&error))?.messages().await;
         let mut messages = messages.map_err(|error| failed(&error))?;
-        while let Some(message) = messages.next().await {
+        watching.cancel();
+        let bucket = self.jetstream.get_stream_no_info(stream_of(&bucket)).await.map_err(|error| failed(&error))?;
+        let (mut pace, mut expected) = (tokio::time::interval(LOOK_EVERY), 0);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = messages.next() => message,
+                _ = pace.tick() => {
+                    // The library keeps to itself what looks like a status of the server, and begins anew before it,
+                    // again and again.
+                    if place.next <= expected {
+                        return Err(failed(&format!("record {} did not arrive", place.next)));
+                    }
+                    if let Ok(info) = bucket.get_info().await {
+                        expected = info.state.last_sequence;
+                    }
+                    continue;
+                }
+            };
+            let Some(message) = message else { return Ok(()) };
             let message = message.map_err(|error| failed(&error))?;
             let sequence = message.info().map_err(|error| failed(&error))?.stream_sequence;
             let headers = message.headers.as_ref().map(from_nats).unwrap_or_default();
@@ -260,7 +329,6 @@ impl Broker {
             }
             place.next = sequence + 1;
         }
-        Ok(())
     }
 
     /// Calls `found` for every record from a place on, `None` for a removed one, and removes what the client library
@@ -282,7 +350,7 @@ impl Broker {
         let mut reading = std::pin::pin!(reading.buffered(PARTS_AT_ONCE));
         while let Some(records) = reading.next().await {
             let records = records?;
-            let verdicts = unreadable::verdicts(&self.client, &name, &records).await;
+            let verdicts = unreadable::watchable(&self.client, &name, &records).await;
             for (record, readable) in records.iter().zip(verdicts.map_err(|error| failed(&error))?) {
                 if !readable {
                     if remove_record(&stream, &name, record).await
@@ -351,6 +419,17 @@ impl Visitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_watches_is_known_only_from_a_complete_list() {
+        let own = |listed: &str| serde_json::from_str::<Listed>(listed).ok()?.own("me");
+        let me = r#"{"name":"a","config":{"description":"me"}}"#;
+        assert_eq!(own(&format!(r#"{{"total":1,"consumers":[{me}]}}"#)), Some(1));
+        assert_eq!(own(r#"{"total":0,"consumers":[],"missing":[]}"#), Some(0));
+        assert_eq!(own(&format!(r#"{{"total":2,"consumers":[{me}],"missing":["b"]}}"#)), None);
+        assert_eq!(own(&format!(r#"{{"total":2,"consumers":[{me},{{"config":{{}}}}]}}"#)), None);
+        assert_eq!(own(r#"{"error":{"code":503,"description":"unavailable"}}"#), None);
+    }
 
     #[test]
     fn parts_cover_every_sequence_once_and_are_not_too_many() {

@@ -409,7 +409,7 @@ impl Consumer {
         };
         let (sequence, delivered, stored) = (info.stream_sequence, info.delivered, info.published.into());
         if let Some(burial) = &self.broker.burial {
-            burial.seen.insert(self.stream, sequence);
+            burial.seen.insert(self.stream, origin.generation, sequence);
         }
         let (message, acker) = message.split();
         let taken = Instant::now();

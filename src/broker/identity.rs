@@ -11,11 +11,11 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use async_nats::jetstream::stream::Stream;
+use async_nats::Client;
 use tokio::sync::watch;
 
 use super::names::{ENDPOINTS_STREAM, TASKS_STREAM};
-use super::read::is_absent;
+use super::raw::{self, Which};
 use super::{Broker, Names, Problem, ReadError, Visitor};
 use crate::clock::rfc3339;
 use crate::config::StreamKind;
@@ -249,6 +249,11 @@ impl Identities {
         (known.generation, None)
     }
 
+    /// How many streams of this name came before the one that was seen last.
+    pub(super) fn generation_of(&self, kind: StreamKind) -> u64 {
+        self.known().get(&Store::Stream(kind)).map_or(0, |known| known.generation)
+    }
+
     /// How often each store was another one than before.
     pub(crate) fn replacements(&self) -> Vec<(&'static str, u64)> {
         let known = self.known();
@@ -289,17 +294,16 @@ impl Broker {
             let (look, before) = (self.identities.next_look(), self.identities.known().get(&store).copied());
             let info = stream.get_info().await.map_err(|error| failed(&error))?;
             let sample = match before.and_then(|before| before.sample) {
-                Some((sequence, _)) if with_sample => stored_at(&stream, sequence).await,
+                Some((sequence, _)) if with_sample => stored_at(&self.client, &name, sequence).await,
                 _ => None,
             };
             let between = info.state.first_sequence..=info.state.last_sequence;
             let missing = match before.and_then(|before| before.written).filter(|written| between.contains(written)) {
                 // A server may lose the end of a file and go on counting.
-                Some(written) if with_sample => match stream.get_raw_message(written).await {
-                    Err(error) if is_absent(&error.kind()) => Some(written),
-                    Err(error) => return Err(failed(&error)),
-                    Ok(_) => None,
-                },
+                Some(written) if with_sample => {
+                    let found = raw::get(&self.client, &name, Which::at(written)).await;
+                    found.map_err(|error| failed(&error))?.is_none().then_some(written)
+                }
                 _ => None,
             };
             let (last, last_stored) = (info.state.last_sequence, info.state.last_timestamp.into());
@@ -350,11 +354,7 @@ impl Broker {
         sequence: u64,
         stored: SystemTime,
     ) -> Result<bool, ReadError> {
-        match self.stream(kind).await?.get_raw_message(sequence).await {
-            Ok(found) => Ok(SystemTime::from(found.time) == stored),
-            Err(error) if is_absent(&error.kind()) => Ok(false),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
+        Ok(self.read_raw(kind, Which::at(sequence)).await?.is_some_and(|found| found.stored == stored))
     }
 
     /// Whether a message that was stored then may be that of a store which is gone.
@@ -388,8 +388,8 @@ impl Visitor {
 }
 
 /// When the message at a sequence was stored; none if there is none, or it cannot be read.
-async fn stored_at(stream: &Stream<()>, sequence: u64) -> Option<SystemTime> {
-    stream.get_raw_message(sequence).await.ok().map(|found| found.time.into())
+async fn stored_at(client: &Client, stream: &str, sequence: u64) -> Option<SystemTime> {
+    raw::get(client, stream, Which::at(sequence)).await.ok().flatten().map(|found| found.stored)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::time::SystemTime;
 
+use async_nats::client::RequestErrorKind;
 use async_nats::{Client, HeaderName};
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -16,6 +17,8 @@ use crate::event::Headers;
 
 /// The server's code for a message that the stream does not have.
 const NO_MESSAGE_FOUND: u64 = 10_037;
+/// The class of the server's errors for what is not available now, such as a stream without a leader.
+const UNAVAILABLE: u64 = 503;
 
 /// Which message to read. Subjects are as the server knows them; the last and the next may have wildcards.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -66,6 +69,8 @@ struct Answer {
 #[derive(Deserialize)]
 struct Failure {
     #[serde(default)]
+    code: u64,
+    #[serde(default)]
     err_code: u64,
     #[serde(default)]
     description: String,
@@ -82,21 +87,41 @@ struct Message {
     time: String,
 }
 
-/// Reads a message; `None` when the stream does not have it. The error says why there was no answer.
-pub(super) async fn get(client: &Client, stream: &str, which: Which<'_>) -> Result<Option<Raw>, String> {
-    let request = serde_json::to_vec(&which).map_err(|error| error.to_string())?;
-    let asked = client.request(format!("$JS.API.STREAM.MSG.GET.{stream}"), request.into()).await;
-    read(&asked.map_err(|error| error.to_string())?.payload)
+/// Why a message could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failed {
+    /// The stream has no leader now, or none that answers.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("{0}")]
+    Other(String),
 }
 
-fn read(answer: &[u8]) -> Result<Option<Raw>, String> {
-    let answer: Answer = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+fn other(error: impl ToString) -> Failed {
+    Failed::Other(error.to_string())
+}
+
+/// Reads a message; `None` when the stream does not have it. The error says why there was no answer.
+pub(super) async fn get(client: &Client, stream: &str, which: Which<'_>) -> Result<Option<Raw>, Failed> {
+    let request = serde_json::to_vec(&which).map_err(other)?;
+    let asked = client.request(format!("$JS.API.STREAM.MSG.GET.{stream}"), request.into()).await;
+    let asked = asked.map_err(|error| match error.kind() {
+        // A server whose stream has no leader may also say nothing.
+        RequestErrorKind::TimedOut | RequestErrorKind::NoResponders => Failed::Unavailable(error.to_string()),
+        _ => other(error),
+    });
+    read(&asked?.payload)
+}
+
+fn read(answer: &[u8]) -> Result<Option<Raw>, Failed> {
+    let answer: Answer = serde_json::from_slice(answer).map_err(other)?;
     match (answer.message, answer.error) {
         (_, Some(error)) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
-        (_, Some(error)) => Err(error.description),
-        (None, None) => Err("the server's answer has neither a message nor an error".to_owned()),
+        (_, Some(error)) if error.code == UNAVAILABLE => Err(Failed::Unavailable(error.description)),
+        (_, Some(error)) => Err(other(error.description)),
+        (None, None) => Err(other("the server's answer has neither a message nor an error")),
         (Some(message), None) => {
-            let decode = |text: &str| BASE64.decode(text.as_bytes()).map_err(|error| error.to_string());
+            let decode = |text: &str| BASE64.decode(text.as_bytes()).map_err(other);
             Ok(Some(Raw {
                 stored: humantime::parse_rfc3339(&message.time).unwrap_or(SystemTime::UNIX_EPOCH),
                 headers: decode(&message.hdrs)?,
@@ -119,6 +144,14 @@ impl Raw {
             payload: self.payload,
         }
     }
+}
+
+/// Whether the client library takes a message with this block for a status of the server, which it keeps to itself
+/// where it watches. nats-server removes a status before it stores a message, but only from a first line that ends as
+/// it must.
+pub(super) fn is_status(block: &[u8]) -> bool {
+    let first = std::str::from_utf8(block).ok().and_then(|block| block.lines().next());
+    first.and_then(|first| first.strip_prefix("NATS/1.0")).is_some_and(|rest| !rest.trim().is_empty())
 }
 
 /// The headers of a block, read as the client library reads them, but without ever failing: what it would refuse is
@@ -174,6 +207,16 @@ mod tests {
     }
 
     #[test]
+    fn a_status_is_whatever_stands_behind_the_version() {
+        for block in [&b"NATS/1.0 404 x\nA: b\n\n"[..], b"NATS/1.0 100", b"NATS/1.0\t503\n"] {
+            assert!(is_status(block), "{}", String::from_utf8_lossy(block));
+        }
+        for block in [&b""[..], b"NATS/1.0", b"NATS/1.0 \r\nA: b\r\n\r\n", b"NATS/1.0\r\n404: b\r\n\r\n"] {
+            assert!(!is_status(block), "{}", String::from_utf8_lossy(block));
+        }
+    }
+
+    #[test]
     fn answers_are_a_message_none_or_a_failure() {
         let found =
             br#"{"message":{"subject":"a.b","seq":7,"hdrs":"Tg==","data":"e30=","time":"2026-01-02T03:04:05Z"}}"#;
@@ -186,9 +229,14 @@ mod tests {
             read(br#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#).unwrap().is_none()
         );
         assert_eq!(
-            read(br#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#).unwrap_err(),
+            read(br#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#)
+                .unwrap_err()
+                .to_string(),
             "stream not found"
         );
+        let unavailable =
+            br#"{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#;
+        assert!(matches!(read(unavailable), Err(Failed::Unavailable(_))));
         assert!(read(b"{}").is_err());
     }
 }

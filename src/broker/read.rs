@@ -3,12 +3,11 @@
 use std::time::SystemTime;
 
 use async_nats::Client;
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 
 use super::raw::{self, Which};
-use super::{Broker, Names, Problem, Visitor, from_nats};
+use super::{Broker, Names, Problem, Visitor};
 use crate::config::StreamKind;
 use crate::event::Headers;
 
@@ -59,19 +58,11 @@ impl ReadError {
 impl Broker {
     /// The message at a sequence, or `None` when the stream no longer, or not yet, has it.
     ///
-    /// A replica may lag behind and not know a young message yet, so only the leader's word counts for a no.
+    /// By the leader's word: a replica may lag behind and not know a young message yet. And through the JSON API: the
+    /// answer to a direct get is the stored header block with more headers behind it, which the library may take for
+    /// a status, or not read at all, even where it reads the message as it is delivered.
     pub(crate) async fn message(&self, kind: StreamKind, sequence: u64) -> Result<Option<StoredMessage>, ReadError> {
-        let stream = self.stream(kind).await?;
-        match stream.direct_get(sequence).await {
-            Ok(message) => return Ok(Some(self.stored(message))),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
-            Err(error) => return Err(ReadError::new(kind, error)),
-        }
-        match stream.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(self.stored(message))),
-            Err(error) if is_absent(&error.kind()) => Ok(None),
-            Err(error) => Err(ReadError::new(kind, error)),
-        }
+        self.read_raw(kind, Which::at(sequence)).await
     }
 
     /// The last message on a subject, as the stream's leader knows it.
@@ -91,7 +82,11 @@ impl Broker {
         self.read_raw(kind, Which::next(&self.names.subject(subject), from)).await
     }
 
-    async fn read_raw(&self, kind: StreamKind, which: Which<'_>) -> Result<Option<StoredMessage>, ReadError> {
+    pub(super) async fn read_raw(
+        &self,
+        kind: StreamKind,
+        which: Which<'_>,
+    ) -> Result<Option<StoredMessage>, ReadError> {
         let successor = self.successor();
         read_raw(&successor.as_ref().unwrap_or(self).client, &self.names, kind, which).await
     }
@@ -139,10 +134,6 @@ impl Broker {
         let stream = successor.as_ref().unwrap_or(self).jetstream.get_stream_no_info(self.names.stream(kind)).await;
         stream.map_err(|error| ReadError::new(kind, error))
     }
-
-    fn stored(&self, message: StreamMessage) -> StoredMessage {
-        stored(&self.names, message)
-    }
 }
 
 impl Visitor {
@@ -166,26 +157,6 @@ pub(super) async fn read_raw(
 ) -> Result<Option<StoredMessage>, ReadError> {
     let found = raw::get(client, &names.stream(kind), which).await;
     Ok(found.map_err(|reason| ReadError::new(kind, reason))?.map(|found| found.into_stored(names)))
-}
-
-pub(super) fn stored(names: &Names, message: StreamMessage) -> StoredMessage {
-    StoredMessage {
-        subject: names.strip(&message.subject).to_owned(),
-        sequence: message.sequence,
-        stored: message.time.into(),
-        headers: from_nats(&message.headers),
-        payload: message.payload,
-    }
-}
-
-pub(super) fn is_absent(error: &LastRawMessageErrorKind) -> bool {
-    match error {
-        LastRawMessageErrorKind::NoMessageFound => true,
-        LastRawMessageErrorKind::JetStream(error) => {
-            error.error_code() == async_nats::jetstream::ErrorCode::NO_MESSAGE_FOUND
-        }
-        _ => false,
-    }
 }
 
 /// The last sequence of a stream, asked while a connection is being prepared.

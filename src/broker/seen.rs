@@ -4,7 +4,7 @@
 //! nearly in order, so they are kept as ranges.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::StreamKind;
 
@@ -14,8 +14,15 @@ const MAX_RANGES: usize = 4096;
 /// Sequences of the streams that a courier takes from. What is missing here is only looked at once more.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    outbox: Mutex<Ranges>,
-    retry: Mutex<Ranges>,
+    outbox: Mutex<OfStore>,
+    retry: Mutex<OfStore>,
+}
+
+/// Ranges of sequences of one store: a sequence says nothing about another store of the same name.
+#[derive(Debug, Default)]
+struct OfStore {
+    generation: u64,
+    ranges: Ranges,
 }
 
 /// First and last sequence of each range; none touches another.
@@ -23,19 +30,37 @@ pub(super) struct Seen {
 struct Ranges(BTreeMap<u64, u64>);
 
 impl Seen {
-    /// Keeps in mind that the library has read a message.
-    pub(super) fn insert(&self, stream: StreamKind, sequence: u64) {
-        self.ranges(stream).lock().unwrap_or_else(PoisonError::into_inner).insert(sequence);
+    /// Keeps in mind that a message of the store of this generation was read.
+    pub(super) fn insert(&self, stream: StreamKind, generation: u64, sequence: u64) {
+        let mut store = self.store(stream);
+        store.begin(generation);
+        if store.generation == generation {
+            store.ranges.insert(sequence);
+        }
+    }
+
+    /// Forgets what was read of earlier stores than this one.
+    pub(super) fn begin(&self, stream: StreamKind, generation: u64) {
+        self.store(stream).begin(generation);
     }
 
     /// Of these sequences, those that are not known to have been read.
     pub(super) fn missing(&self, stream: StreamKind, sequences: impl Iterator<Item = u64>) -> Vec<u64> {
-        let ranges = self.ranges(stream).lock().unwrap_or_else(PoisonError::into_inner);
-        sequences.filter(|sequence| !ranges.contains(*sequence)).collect()
+        let store = self.store(stream);
+        sequences.filter(|sequence| !store.ranges.contains(*sequence)).collect()
     }
 
-    fn ranges(&self, stream: StreamKind) -> &Mutex<Ranges> {
-        if stream == StreamKind::Retry { &self.retry } else { &self.outbox }
+    fn store(&self, stream: StreamKind) -> MutexGuard<'_, OfStore> {
+        let store = if stream == StreamKind::Retry { &self.retry } else { &self.outbox };
+        store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OfStore {
+    fn begin(&mut self, generation: u64) {
+        if generation > self.generation {
+            *self = Self { generation, ranges: Ranges::default() };
+        }
     }
 }
 
@@ -72,9 +97,22 @@ mod tests {
         }
         assert_eq!(ranges.0.into_iter().collect::<Vec<_>>(), [(1, 1), (4, 7), (9, 9)]);
         let seen = Seen::default();
-        [2, 3, 6].iter().for_each(|sequence| seen.insert(StreamKind::Outbox, *sequence));
+        [2, 3, 6].iter().for_each(|sequence| seen.insert(StreamKind::Outbox, 0, *sequence));
         assert_eq!(seen.missing(StreamKind::Outbox, 1..=7), [1, 4, 5, 7]);
         assert_eq!(seen.missing(StreamKind::Retry, 2..=3), [2, 3]);
+    }
+
+    #[test]
+    fn nothing_is_known_of_another_store_of_the_same_name() {
+        let seen = Seen::default();
+        seen.insert(StreamKind::Outbox, 0, 1);
+        seen.insert(StreamKind::Outbox, 1, 2);
+        seen.insert(StreamKind::Outbox, 0, 3);
+        assert_eq!(seen.missing(StreamKind::Outbox, 1..=3), [1, 3]);
+        seen.begin(StreamKind::Outbox, 1);
+        assert_eq!(seen.missing(StreamKind::Outbox, 1..=3), [1, 3]);
+        seen.begin(StreamKind::Outbox, 2);
+        assert_eq!(seen.missing(StreamKind::Outbox, 1..=3), [1, 2, 3]);
     }
 
     #[test]

@@ -281,7 +281,7 @@ impl Broker {
                 None => more = false,
             }
         }
-        let verdicts = unreadable::verdicts(&self.client, &name, &records).await.map_err(|error| failed(&error))?;
+        let verdicts = unreadable::watchable(&self.client, &name, &records).await.map_err(|error| failed(&error))?;
         let stream = self.jetstream.get_stream_no_info(&name).await.map_err(|error| failed(&error))?;
         let mut found = Vec::with_capacity(records.len());
         for (record, readable) in records.into_iter().zip(verdicts) {

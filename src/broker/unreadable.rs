@@ -7,10 +7,10 @@
 //! unreadable, whatever it contains; a dead letter is written for it and it is removed. A connection that was lost for
 //! another reason leaves nothing to be found.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_nats::Client;
@@ -40,6 +40,10 @@ const AT_ONCE: usize = 32;
 const BATCH: usize = 512;
 /// The most messages not yet delivered that are looked at where one that was could not be read.
 const MAX_AHEAD: u64 = 16_384;
+/// A connection that lasted so long was not ended by what it had brought.
+const LASTING: Duration = Duration::from_secs(60);
+/// After so many looks that found nothing, over connections that all ended soon, everything is looked at.
+const DOUBTFUL: u64 = 4;
 /// How long looking at what was not yet delivered may take.
 const AHEAD_WITHIN: Duration = Duration::from_secs(10);
 
@@ -73,8 +77,9 @@ pub(crate) trait Bury: Send + Sync {
 pub(crate) struct Burial {
     pub(super) bury: Arc<dyn Bury>,
     pub(super) seen: Arc<Seen>,
-    /// Looks since the last one that found something.
-    fruitless: Arc<AtomicU64>,
+    /// What was found to be readable while looking.
+    looked_at: Arc<Seen>,
+    looks: Arc<Mutex<Looks>>,
     /// By this the process knows its own watch of the bucket from others'.
     pub(super) process: Arc<str>,
 }
@@ -83,7 +88,40 @@ impl Burial {
     /// Nothing was read yet.
     pub(crate) fn new(bury: Arc<dyn Bury>) -> Self {
         let process = format!("{}{:016x}", bucket::WATCHED_BY, rand::random::<u64>());
-        Self { bury, seen: Arc::default(), fruitless: Arc::default(), process: process.into() }
+        let (seen, looked_at, looks) = (Arc::default(), Arc::default(), Arc::default());
+        Self { bury, seen, looked_at, looks, process: process.into() }
+    }
+
+    fn looks(&self) -> MutexGuard<'_, Looks> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The looks of a process so far.
+#[derive(Debug, Default)]
+struct Looks {
+    /// Looks that found nothing since one that did, over connections that all ended soon.
+    fruitless: u64,
+    /// When the last one was over, and the connection could be used.
+    last: Option<Instant>,
+    /// The server of the last one: each start gives a server another id.
+    server: String,
+    /// The streams that could not be looked at, and that was logged.
+    unavailable: Vec<StreamKind>,
+}
+
+impl Looks {
+    /// How many looks over connections that all ended soon have found nothing.
+    fn begin(&mut self, now: Instant) -> u64 {
+        if self.last.is_some_and(|last| now.duration_since(last) >= LASTING) {
+            self.fruitless = 0;
+        }
+        self.fruitless
+    }
+
+    fn end(&mut self, now: Instant, found: usize) {
+        self.last = Some(now);
+        self.fruitless = if found > 0 { 0 } else { self.fruitless + 1 };
     }
 }
 
@@ -116,34 +154,86 @@ pub(super) async fn remove(
     plan: &Plan,
     burial: &Burial,
 ) -> Result<(), Problem> {
-    let fruitless = burial.fruitless.fetch_add(1, Ordering::Relaxed);
+    let fruitless = burial.looks().begin(Instant::now());
+    let info = client.try_server_info();
+    let may_ask = info.as_ref().is_some_and(|info| info.cluster.is_none() && info.server_id == burial.looks().server);
+    let mut all_found = 0;
     for kind in [StreamKind::Outbox, StreamKind::Retry] {
         let name = plan.names.stream(kind);
+        let generation = plan.identities.generation_of(kind);
+        burial.seen.begin(kind, generation);
+        burial.looked_at.begin(kind, generation);
         let stream = jetstream.get_stream_no_info(&name).await.map_err(|error| no_answer(&error))?;
-        let look = Look { client, jetstream, stream: &stream, names: &plan.names, kind, name: &name, burial };
+        let names = &plan.names;
+        let look = Look { client, jetstream, stream: &stream, names, kind, generation, name: &name, burial };
         let durable = stream.consumer_info(COURIER).await.map_err(|error| no_answer(&error))?;
         let (floor, last) = (durable.ack_floor.stream_sequence, durable.delivered.stream_sequence);
-        // A look that found nothing may have left out too much: the next one leaves out nothing.
+        // Looks that find nothing, while every connection ends soon, may have left out too much.
         let missing = |range: RangeInclusive<u64>| match fruitless {
-            0 => burial.seen.missing(kind, range),
+            0..DOUBTFUL => {
+                let unread = burial.seen.missing(kind, range);
+                burial.looked_at.missing(kind, unread.into_iter())
+            }
             _ => range.collect(),
         };
         let mut sequences: Vec<u64> = ranges(floor, last, fruitless).into_iter().flat_map(missing).collect();
         if kind == StreamKind::Outbox {
             sequences.extend(in_lines(&stream).await?);
         }
-        let (readable, found) = look.at(sequences).await?;
+        let found = match look.at(sequences).await {
+            Err(Stopped::Unavailable(reason)) => {
+                look.unavailable(&reason);
+                continue;
+            }
+            looked => looked?,
+        };
+        burial.looks().unavailable.retain(|other| *other != kind);
         if found > 0 {
-            burial.fruitless.store(0, Ordering::Relaxed);
+            all_found += found;
             look.ahead(last).await?;
         }
-        if durable.num_ack_pending > 0 && bucket::is_alone(jetstream, &plan.names, &burial.process).await {
-            let delivered = readable.into_iter().filter(|sequence| (floor + 1..=last).contains(sequence));
-            let lost = burial.seen.missing(kind, delivered);
+        if durable.num_ack_pending > 0 && may_ask && bucket::is_alone(client, &plan.names, &burial.process).await {
+            let unread = burial.seen.missing(kind, ranges(floor, last, fruitless).into_iter().flatten());
+            let unknown: BTreeSet<u64> = burial.looked_at.missing(kind, unread.iter().copied()).into_iter().collect();
+            let lost: Vec<u64> = unread.into_iter().filter(|sequence| !unknown.contains(sequence)).collect();
             look.ask_again(&lost, durable.delivered.consumer_sequence).await?;
         }
     }
+    let mut looks = burial.looks();
+    looks.end(Instant::now(), all_found);
+    looks.server = info.map(|info| info.server_id).unwrap_or_default();
     Ok(())
+}
+
+/// Why a look was not finished.
+enum Stopped {
+    /// The stream's messages cannot be read now. Its durables may deliver all the same.
+    Unavailable(String),
+    Problem(Problem),
+}
+
+impl From<Problem> for Stopped {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl From<raw::Failed> for Stopped {
+    fn from(failed: raw::Failed) -> Self {
+        match failed {
+            raw::Failed::Unavailable(reason) => Self::Unavailable(reason),
+            raw::Failed::Other(reason) => Self::Problem(Problem::NoAnswer(reason)),
+        }
+    }
+}
+
+impl From<Stopped> for Problem {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Unavailable(reason) => Self::NoAnswer(reason),
+            Stopped::Problem(problem) => problem,
+        }
+    }
 }
 
 /// What the lines of ordered endpoints have given out: each has one message in flight at most, the last one delivered.
@@ -166,33 +256,53 @@ struct Look<'a> {
     stream: &'a Stream<()>,
     names: &'a Names,
     kind: StreamKind,
+    /// Which of the streams of this name it is.
+    generation: u64,
     /// The stream's name as the server knows it.
     name: &'a str,
     burial: &'a Burial,
 }
 
 impl Look<'_> {
-    /// Looks at messages, and removes what cannot be read. The sequences of those that can, and how many could not.
-    async fn at(&self, sequences: Vec<u64>) -> Result<(Vec<u64>, usize), Problem> {
-        let (mut readable, mut found) = (Vec::new(), 0);
+    /// Looks at messages, and removes what cannot be read. How many that were. What can be read is kept in mind, so
+    /// that a look that fails need not begin anew.
+    async fn at(&self, sequences: Vec<u64>) -> Result<usize, Stopped> {
+        let mut found = 0;
         for batch in sequences.chunks(BATCH) {
             let asked = futures_util::stream::iter(batch.to_vec()).map(|sequence| self.head(sequence));
-            let heads: Vec<_> = asked.buffered(AT_ONCE).collect().await;
-            let heads = heads.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let heads: Vec<Option<Raw>> = asked.buffered(AT_ONCE).try_collect().await?;
             let heads: Vec<Raw> = heads.into_iter().flatten().collect();
-            let verdicts = verdicts(self.client, self.name, &heads).await?;
-            let (good, bad): (Vec<_>, Vec<_>) =
-                heads.into_iter().map(|head| head.sequence).zip(verdicts).partition(|(_, verdict)| *verdict);
-            readable.extend(good.into_iter().map(|(sequence, _)| sequence));
+            let tested = tested(self.client, self.name, &heads).await?;
+            let mut bad = Vec::new();
+            for (sequence, verdict) in heads.into_iter().map(|head| head.sequence).zip(tested) {
+                match verdict {
+                    Some(true) => self.burial.looked_at.insert(self.kind, self.generation, sequence),
+                    Some(false) => bad.push(sequence),
+                    None => {}
+                }
+            }
             found += bad.len();
-            let burying = futures_util::stream::iter(bad).map(|(sequence, _)| self.bury(sequence));
+            let burying = futures_util::stream::iter(bad).map(|sequence| self.bury(sequence));
             burying.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         }
-        Ok((readable, found))
+        Ok(found)
+    }
+
+    /// Says that the stream's messages cannot be read, once until they can.
+    fn unavailable(&self, reason: &str) {
+        let mut looks = self.burial.looks();
+        if !looks.unavailable.contains(&self.kind) {
+            looks.unavailable.push(self.kind);
+            tracing::warn!(
+                nats.stream = self.name,
+                "Cannot look for unreadable messages in {}, which may have no leader; going on without: {reason}",
+                self.name
+            );
+        }
     }
 
     /// Looks at what the durable has not delivered yet: who wrote one unreadable message may have written more.
-    async fn ahead(&self, delivered: u64) -> Result<(), Problem> {
+    async fn ahead(&self, delivered: u64) -> Result<(), Stopped> {
         let state = self.stream.get_info().await.map_err(|error| no_answer(&error))?.state;
         let last = state.last_sequence.min(delivered.saturating_add(MAX_AHEAD));
         let (mut from, until) = (delivered.saturating_add(1).max(state.first_sequence), Instant::now() + AHEAD_WITHIN);
@@ -205,15 +315,14 @@ impl Look<'_> {
     }
 
     /// A message without its body; `None` when it is no longer there, and needs no looking at.
-    async fn head(&self, sequence: u64) -> Result<Option<Raw>, Problem> {
-        let read = raw::get(self.client, self.name, Which::at(sequence)).await;
-        Ok(read.map_err(|error| no_answer(&error))?.map(|raw| Raw { payload: Bytes::new(), ..raw }))
+    async fn head(&self, sequence: u64) -> Result<Option<Raw>, Stopped> {
+        let read = raw::get(self.client, self.name, Which::at(sequence)).await?;
+        Ok(read.map(|raw| Raw { payload: Bytes::new(), ..raw }))
     }
 
-    async fn bury(&self, sequence: u64) -> Result<(), Problem> {
-        let read = raw::get(self.client, self.name, Which::at(sequence)).await;
+    async fn bury(&self, sequence: u64) -> Result<(), Stopped> {
         // Another courier may have been quicker.
-        let Some(raw) = read.map_err(|error| no_answer(&error))? else { return Ok(()) };
+        let Some(raw) = raw::get(self.client, self.name, Which::at(sequence)).await? else { return Ok(()) };
         let found = Unreadable {
             stream: self.kind,
             stream_name: self.name.to_owned(),
@@ -230,7 +339,7 @@ impl Look<'_> {
         match self.stream.delete_message(sequence).await {
             Ok(_) => {}
             Err(error) if error.to_string().contains("no message found") => return Ok(()),
-            Err(error) => return Err(no_answer(&error)),
+            Err(error) => return Err(no_answer(&error).into()),
         }
         self.burial.bury.removed(&found);
         tracing::warn!(
@@ -263,35 +372,51 @@ impl Look<'_> {
     }
 }
 
-/// Whether the client library reads each of these messages. Where that cannot be tested, all count as readable: nothing
-/// is removed without a proof.
+/// Whether the client library reads each of these messages. One for which that cannot be tested counts as readable:
+/// nothing is removed without a proof.
 pub(super) async fn verdicts(client: &Client, stream: &str, heads: &[Raw]) -> Result<Vec<bool>, Problem> {
-    let mut verdicts = vec![true; heads.len()];
+    let tested = tested(client, stream, heads).await?;
+    Ok(tested.into_iter().map(|verdict| verdict.unwrap_or(true)).collect())
+}
+
+/// Whether a client that watches hears of each of these records: it keeps to itself what it takes for a status of the
+/// server, and ends at what it cannot read.
+pub(super) async fn watchable(client: &Client, stream: &str, records: &[Raw]) -> Result<Vec<bool>, Problem> {
+    let readable = verdicts(client, stream, records).await?;
+    Ok(records.iter().zip(readable).map(|(record, readable)| readable && !raw::is_status(&record.headers)).collect())
+}
+
+/// Whether the client library reads each of these messages; none where that cannot be tested.
+async fn tested(client: &Client, stream: &str, heads: &[Raw]) -> Result<Vec<Option<bool>>, Stopped> {
+    let mut verdicts = vec![Some(true); heads.len()];
     let mut suspects = Vec::new();
     for (index, head) in heads.iter().enumerate() {
         if head.subject.contains(char::REPLACEMENT_CHARACTER) && !is_literal(client, stream, head).await? {
-            verdicts[index] = false;
+            verdicts[index] = Some(false);
         } else if !(head.headers.is_empty() && head.subject.is_ascii()) {
             suspects.push((index, Suspect { subject: &head.subject, headers: &head.headers }));
         }
     }
     let tested = readable::test(&suspects.iter().map(|(_, suspect)| *suspect).collect::<Vec<_>>()).await;
-    match tested {
-        Ok(tested) => suspects.iter().zip(tested).for_each(|((index, _), verdict)| verdicts[*index] = verdict),
-        Err(error) => tracing::warn!(
+    let (mut untested, mut why) = (0, None);
+    for ((index, _), verdict) in suspects.iter().zip(tested) {
+        verdicts[*index] = verdict.map_err(|error| (untested, why) = (untested + 1, Some(error))).ok();
+    }
+    if let Some(error) = why {
+        tracing::warn!(
             nats.stream = stream,
-            "Cannot test messages of {stream} for readability: {error}. None is removed; an unreadable one will end the \
-             connection again"
-        ),
+            "Cannot test {untested} messages of {stream} for readability: {error}. None of them is removed; an unreadable \
+             one will end the connection again"
+        );
     }
     Ok(verdicts)
 }
 
 /// Whether a subject with replacement characters was published so. The JSON API also shows bytes so that are not UTF-8,
 /// which the library refuses; but those no subject in a request can match.
-async fn is_literal(client: &Client, stream: &str, head: &Raw) -> Result<bool, Problem> {
-    let found = raw::get(client, stream, Which::next(&head.subject, head.sequence)).await;
-    Ok(found.map_err(|error| no_answer(&error))?.is_some_and(|found| found.sequence == head.sequence))
+async fn is_literal(client: &Client, stream: &str, head: &Raw) -> Result<bool, Stopped> {
+    let found = raw::get(client, stream, Which::next(&head.subject, head.sequence)).await?;
+    Ok(found.is_some_and(|found| found.sequence == head.sequence))
 }
 
 fn no_answer(error: &dyn fmt::Display) -> Problem {
@@ -303,6 +428,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_connection_that_lasted_is_no_reason_to_look_at_everything() {
+        let (mut looks, begun) = (Looks::default(), Instant::now());
+        for number in 0..DOUBTFUL {
+            assert_eq!(looks.begin(begun), number);
+            looks.end(begun, 0);
+        }
+        assert_eq!(looks.begin(begun + LASTING / 2), DOUBTFUL);
+        // A look that was not finished counts for nothing.
+        assert_eq!(looks.begin(begun + LASTING / 2), DOUBTFUL);
+        looks.end(begun, 1);
+        assert_eq!(looks.begin(begun), 0);
+        looks.end(begun, 0);
+        assert_eq!(looks.begin(begun + LASTING), 0);
+    }
+
+    #[test]
     fn everything_is_looked_at_while_it_is_no_more_than_can_be_in_flight() {
         assert_eq!(ranges(0, 0, 0).into_iter().flatten().count(), 0);
         assert_eq!(ranges(9, 12, 5), [10..=12]);
@@ -312,7 +453,7 @@ mod tests {
     #[test]
     fn of_more_the_oldest_and_the_newest_are_looked_at_and_in_the_end_everything() {
         let (floor, last) = (1000, 1000 + 4 * MAX_LOOKED_AT + 17);
-        let mut all = std::collections::BTreeSet::new();
+        let mut all = BTreeSet::new();
         for fruitless in 0..20 {
             let looked: Vec<u64> = ranges(floor, last, fruitless).into_iter().flatten().collect();
             assert!(looked.len() as u64 <= MAX_LOOKED_AT);

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use futures_util::TryStreamExt;
+use hookbridge::app::Roles;
 use serde_json::json;
 
-use crate::harness::{Configuration, Hookbridge, Nats, Receiver, eventually, request, run, within};
+use crate::harness::{Configuration, Hookbridge, Nats, Receiver, Reply, eventually, request, run, within};
 use crate::tasks::{Office, SHOP};
 
 /// Header blocks that nats-server stores and the client library does not read.
@@ -25,6 +26,21 @@ const BLOCKS: [&[u8]; 12] = [
     b"NATS/1.0\r\nA: b\rc\r\n\r\n",
     b"NATS/1.0\r\nA: \xff\r\n\r\n",
     b"NATS/1.0\r\n folded: first\r\n\r\n",
+];
+
+/// Header blocks that the client library reads as a status of the server, or reads only where nothing is added to them.
+/// nats-server takes a status away before it stores a message, but not from a first line that ends unusually.
+const STATUSES: [&[u8]; 10] = [
+    b"NATS/1.0 404 No Messages\nA: b\n\n",
+    b"NATS/1.0 408 Request Timeout\nNats-Pending-Messages: 1\n\n",
+    b"NATS/1.0 409 Consumer Deleted\n\n",
+    b"NATS/1.0 100 Idle Heartbeat\nNats-Last-Consumer: 99\n\n",
+    b"NATS/1.0 100 FlowControl Request\n\n",
+    b"NATS/1.0 503\n\n",
+    b"NATS/1.0 404 No Messages",
+    b"NATS/1.0 503",
+    b"NATS/1.0\r\n",
+    b"NATS/1.0 404 No Messages\r\n\r\n",
 ];
 
 /// What comes before the ack wait of 30 s was not left to it.
@@ -89,6 +105,76 @@ async fn every_kind_is_dead_lettered_once() {
 }
 
 #[tokio::test]
+async fn what_looks_like_a_status_is_delivered_and_retried_like_any_message() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let text = format!("{}\n[egress]\nretry = [\"1s\"]", endpoint(&receiver));
+    let hookbridge = Hookbridge::start(&nats, &text).await;
+    STATUSES.iter().for_each(|_| receiver.then(Reply::Status(503)));
+    let bodies: Vec<String> = (0..STATUSES.len()).map(good).collect();
+    let messages = STATUSES.iter().zip(&bodies).map(|(block, body)| ("outbox.a", *block, body.as_str()));
+
+    nats.publish_blocks(messages).await;
+
+    let mut attempts = BTreeMap::<String, usize>::new();
+    for _ in 0..2 * STATUSES.len() {
+        *attempts.entry(receiver.next().await.header("webhook-id").to_owned()).or_default() += 1;
+    }
+    assert!(attempts.len() == STATUSES.len() && attempts.values().all(|times| *times == 2), "{attempts:?}");
+    settled(&nats).await;
+    eventually("RETRY to be empty", async || (stored(&nats, "RETRY", "retry.>").await == 0).then_some(())).await;
+    assert_eq!(receiver.unread(), 0);
+    assert_eq!(stored(&nats, "DEAD", "dead.>").await, 0);
+    assert_eq!(hookbridge.metric("hookbridge_egress_unreadable_total{stream=\"OUTBOX\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn what_looks_like_a_status_stops_neither_retries_nor_a_line() {
+    let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let _hookbridge = Hookbridge::start(&nats, &(endpoint(&receiver) + "ordered = true\n")).await;
+    for (number, block) in STATUSES.into_iter().enumerate() {
+        let body = good(number);
+        nats.publish_blocks([("retry.due.x", block, "forged"), ("outbox.a", block, body.as_str())]).await;
+    }
+    for number in 0..STATUSES.len() {
+        assert_eq!(receiver.next().await.header("webhook-id"), format!("good-{number}"));
+    }
+    settled(&nats).await;
+    eventually("RETRY to be empty", async || (stored(&nats, "RETRY", "retry.>").await == 0).then_some(())).await;
+    assert_eq!(receiver.unread(), 0);
+    assert_eq!(stored(&nats, "DEAD", "dead.>").await, 0);
+}
+
+#[tokio::test]
+async fn a_record_that_looks_like_a_status_does_not_hide_those_behind_it() {
+    let (nats, receiver) = (Nats::start().await, Receiver::start().await);
+    let hookbridge = Hookbridge::start(&nats, &endpoint(&receiver)).await;
+    let removed = "hookbridge_egress_unreadable_total{stream=\"endpoints\"}";
+    let configuration = Configuration::new(&endpoint(&receiver));
+    let next = AtomicUsize::new(0);
+    for (round, block) in STATUSES.into_iter().take(4).enumerate() {
+        let subject = format!("$KV.hookbridge_endpoints.state.e_{round}");
+        let (command, receipts) = match round % 2 {
+            0 => ("pause", "receipts.a.retrying.*"),
+            _ => ("resume", "receipts.a.delivered.*"),
+        };
+        let before = stored(&nats, "RECEIPTS", receipts).await;
+        nats.publish_blocks([(subject.as_str(), block, "{}")]).await;
+        // What is said about the endpoint stands behind the record.
+        let mut said = configuration.hookbridge(&["endpoints", command, "crm"]);
+        run(said.args(["--nats", &nats.url()])).await.assert_code(0);
+        eventually("it to be heard of", async || {
+            if command == "pause" {
+                nats.publish("outbox.a", &[], good(next.fetch_add(1, Ordering::Relaxed))).await;
+            }
+            (stored(&nats, "RECEIPTS", receipts).await > before).then_some(())
+        })
+        .await;
+        let all = async || (hookbridge.metric(removed).await == (round + 1) as f64).then_some(());
+        eventually("the record to be removed", all).await;
+    }
+}
+
+#[tokio::test]
 async fn a_burst_holds_back_nothing_of_what_came_with_it() {
     let (nats, mut receiver) = (Nats::start().await, Receiver::start().await);
     let _hookbridge = Hookbridge::start(&nats, &endpoint(&receiver)).await;
@@ -126,6 +212,37 @@ async fn two_couriers_write_one_dead_letter_each() {
     assert_eq!(receiver.unread(), 0);
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
     assert_eq!(stored(&nats, "DEAD", "dead.>").await, 40);
+}
+
+#[tokio::test]
+async fn a_restart_of_the_server_has_no_courier_take_what_another_has_in_hand() {
+    const IN_HAND: usize = 8;
+    let (mut nats, mut receiver) = (Nats::start().await, Receiver::start().await);
+    let configuration = Configuration::new(&endpoint(&receiver));
+    let first = configuration.courier(&nats);
+    first.ready().await;
+    receiver.otherwise(Reply::Hold);
+    for number in 0..IN_HAND {
+        nats.publish("outbox.a", &[], good(number)).await;
+    }
+    for _ in 0..IN_HAND {
+        receiver.next().await;
+    }
+    let _second = Hookbridge::start_as(&nats, Roles::Courier, &endpoint(&receiver)).await;
+
+    // The server forgets who watches, and only the second comes back at once.
+    first.pause().await;
+    nats.kill();
+    nats.run_again().await;
+    receiver.otherwise(Reply::Status(204));
+    // What is asked for again comes before what is new.
+    nats.publish("outbox.a", &[], good(IN_HAND)).await;
+
+    assert_eq!(receiver.next().await.header("webhook-id"), format!("good-{IN_HAND}"));
+    first.go_on().await;
+    (0..IN_HAND).for_each(|_| receiver.release());
+    settled(&nats).await;
+    assert_eq!(receiver.unread(), 0);
 }
 
 #[tokio::test]
