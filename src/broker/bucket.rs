@@ -237,13 +237,7 @@ impl Broker {
 
     /// Calls `changed` for every key there is and for every change, until stopped; `None` is a removed one.
     /// Begins anew with every connection of the role; one that only this watch has lost it goes on after.
-    /// Cancels `watching` once the server knows of the watch.
-    pub(crate) async fn watch_endpoints(
-        &self,
-        stop: &CancellationToken,
-        watching: &CancellationToken,
-        changed: impl Fn(&str, Option<&[u8]>),
-    ) {
+    pub(crate) async fn watch_endpoints(&self, stop: &CancellationToken, changed: impl Fn(&str, Option<&[u8]>)) {
         let (mut place, mut connection) = (Place::default(), None);
         while !stop.is_cancelled() {
             let Some(Some(ready)) = stop.run_until_cancelled(self.ready()).await else { return };
@@ -253,7 +247,7 @@ impl Broker {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.lost(ready.connection) => continue,
-                ended = self.follow_endpoints(&mut place, watching, &changed) => {
+                ended = self.follow_endpoints(&mut place, &changed) => {
                     if let Err(error) = ended {
                         tracing::debug!("Watching the bucket of endpoints ended: {error}");
                     }
@@ -266,14 +260,13 @@ impl Broker {
     async fn follow_endpoints(
         &self,
         place: &mut Place,
-        watching: &CancellationToken,
         changed: &impl Fn(&str, Option<&[u8]>),
     ) -> Result<(), BucketError> {
         let side = self.side.client().await.map_err(|error| failed(&error))?;
         let lost = side.lost();
         // What ended the last watch may be a record that cannot be read; here it can be, and is removed.
         self.read_records(place, changed).await?;
-        let following = self.follow_changes(&side.client, place, watching, changed);
+        let following = self.follow_changes(&side.client, place, changed);
         tokio::select! {
             ended = following => ended,
             () = lost => Err(failed(&"the connection was lost")),
@@ -284,7 +277,6 @@ impl Broker {
         &self,
         client: &Client,
         place: &mut Place,
-        watching: &CancellationToken,
         changed: &impl Fn(&str, Option<&[u8]>),
     ) -> Result<(), BucketError> {
         let bucket = self.names.endpoints_bucket();
@@ -300,7 +292,6 @@ impl Broker {
         let watch = stream.map_err(|error| failed(&error))?.create_consumer(watch).await;
         let messages = watch.map_err(|error| failed(&error))?.messages().await;
         let mut messages = messages.map_err(|error| failed(&error))?;
-        watching.cancel();
         let bucket = self.jetstream.get_stream_no_info(stream_of(&bucket)).await.map_err(|error| failed(&error))?;
         let (mut pace, mut expected) = (tokio::time::interval(LOOK_EVERY), 0);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);

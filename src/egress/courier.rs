@@ -27,8 +27,6 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 const PULLS: usize = 4;
 /// How long to wait before reading the bucket again.
 const LOAD_AGAIN: Duration = Duration::from_millis(500);
-/// How long deliveries wait for the watch of the bucket to begin.
-const WATCHED_WITHIN: Duration = Duration::from_secs(5);
 /// How often to look which endpoints are ordered: they may come and go.
 const LOOK_FOR_LINES: Duration = Duration::from_secs(1);
 /// The longest time after which the head of a line is looked at again.
@@ -82,11 +80,7 @@ impl Courier {
             begin(&deliveries, worker, received, slot, from);
         };
         let from_retry = |received, slot| begin(&deliveries, worker, received, slot, From::Retry);
-        // Another courier takes what is in flight for lost unless it sees that somebody else is there.
-        let watching = CancellationToken::new();
         let pulls = async {
-            let watched = tokio::time::timeout(WATCHED_WITHIN, watching.cancelled());
-            stop.run_until_cancelled(watched).await;
             tokio::join!(
                 futures_util::future::join_all((0..PULLS).map(|_| outbox.run(&stop, from_outbox))),
                 futures_util::future::join_all((0..PULLS).map(|_| retry.run(&stop, from_retry))),
@@ -94,7 +88,7 @@ impl Courier {
         };
         tokio::join!(
             pulls,
-            self.broker.watch_endpoints(&stop, &watching, |key, value| worker.hears(key, value)),
+            self.broker.watch_endpoints(&stop, |key, value| worker.hears(key, value)),
             worker.tell_breakers(&stop),
             worker.tell_holds(&stop),
             self.lines(&stop, &deliveries),

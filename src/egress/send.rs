@@ -228,11 +228,7 @@ async fn drain(mut body: Incoming) -> Result<(), hyper::Error> {
 
 /// What the status and `Retry-After` say; no wait is longer than `most`.
 fn outcome(status: StatusCode, headers: &HeaderMap, most: Duration, now: SystemTime) -> Outcome {
-    let retry_after = || {
-        // Of several, the longest: a proxy may have added its own.
-        let all = headers.get_all(RETRY_AFTER).iter().filter_map(|value| value.to_str().ok());
-        all.filter_map(|value| parse_retry_after(value, now)).max()
-    };
+    let retry_after = || headers.get(RETRY_AFTER)?.to_str().ok().and_then(|value| parse_retry_after(value, now));
     match status {
         status if status.is_success() => Outcome::Accepted { status: status.as_u16() },
         StatusCode::GONE => Outcome::Gone,
