@@ -148,7 +148,7 @@ async fn what_looks_like_a_status_stops_neither_retries_nor_a_line() {
 async fn a_record_that_looks_like_a_status_does_not_hide_those_behind_it() {
     let (nats, receiver) = (Nats::start().await, Receiver::start().await);
     let hookbridge = Hookbridge::start(&nats, &endpoint(&receiver)).await;
-    let removed = "hookbridge_egress_unreadable_total{stream=\"endpoints\"}";
+    let removed = "hookbridge_egress_unreadable_total{stream=\"KV_hookbridge_endpoints\"}";
     let configuration = Configuration::new(&endpoint(&receiver));
     let next = AtomicUsize::new(0);
     for (round, block) in STATUSES.into_iter().take(4).enumerate() {
