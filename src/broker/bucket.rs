@@ -176,6 +176,14 @@ impl Broker {
         store.put(key, value).await.map(drop).map_err(|error| failed(&error))
     }
 
+    /// The value of a key by the leader's answer, if it has one.
+    pub(crate) async fn endpoint_record(&self, key: &str) -> Result<Option<Bytes>, BucketError> {
+        let bucket = self.names.endpoints_bucket();
+        let found = raw::get(&self.client, &stream_of(&bucket), Which::last(&format!("$KV.{bucket}.{key}"))).await;
+        let found = found.map_err(|error| failed(&error))?;
+        Ok(found.filter(|found| is_value(&raw::headers(&found.headers))).map(|found| found.payload))
+    }
+
     /// Removes a key.
     pub(crate) async fn remove_endpoint(&self, key: &str) -> Result<(), BucketError> {
         let store = open(&self.jetstream, &self.names).await?;

@@ -97,7 +97,13 @@ impl Worker {
         destination: &Destination,
         connection: u64,
     ) -> Result<Option<SystemTime>, Interrupted> {
-        match self.standing(job, destination) {
+        let mut standing = self.standing(job, destination);
+        if matches!(standing, Standing::Disabled(_)) {
+            // This ends the delivery, so it is decided on what the bucket has now: the watch may be a moment behind.
+            self.refresh(job).await;
+            standing = self.standing(job, destination);
+        }
+        match standing {
             Standing::Open => {}
             Standing::Paused => {
                 // Whoever resumes it brings the delivery forward; this is for when nobody is there to do it.
@@ -225,6 +231,16 @@ impl Worker {
         self.tell_no_more(job).await;
         let until = self.clock.now() + NO_DESCRIPTOR.mul_f64(0.5 + rand::random::<f64>());
         self.hold(job, Why::NoDescriptor, until).await
+    }
+
+    /// Reads the state of a delivery's destination from the bucket, if there is one.
+    async fn refresh(&self, job: &Job<'_>) {
+        let key = state_key(job.route.token.as_deref().unwrap_or_default());
+        match self.broker.endpoint_record(&key).await {
+            Ok(Some(value)) => self.hears(&key, Some(&value)),
+            Ok(None) => {}
+            Err(error) => tracing::debug!("Cannot read {key}: {error}"),
+        }
     }
 
     pub(super) fn standing(&self, job: &Job<'_>, destination: &Destination) -> Standing {
